@@ -1,0 +1,5 @@
+"""python -m denoiselab"""
+
+from denoiselab.cli import main
+
+main()

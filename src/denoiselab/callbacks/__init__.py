@@ -1,0 +1,20 @@
+"""Callbacks: everything that happens beside the training step."""
+
+from denoiselab.callbacks.base import Periodic
+from denoiselab.callbacks.buckets import LossBuckets
+from denoiselab.callbacks.checkpoints import Checkpoints
+from denoiselab.callbacks.metrics import TrainingMetrics
+from denoiselab.callbacks.progress import ProgressBar
+from denoiselab.callbacks.samples import GuidanceSweep, SampleGrid
+from denoiselab.callbacks.throughput import Throughput
+
+__all__ = [
+    "Checkpoints",
+    "GuidanceSweep",
+    "LossBuckets",
+    "Periodic",
+    "ProgressBar",
+    "SampleGrid",
+    "Throughput",
+    "TrainingMetrics",
+]

@@ -1,0 +1,66 @@
+"""What callbacks share: a cadence in optimizer steps, and where their numbers and pictures go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from PIL import Image
+
+from denoiselab.loggers import JsonLines
+from denoiselab.module import Diffusion
+
+
+def log(trainer: pl.Trainer, values: dict[str, Any], step: int | None = None) -> None:
+    """Send numbers and lists of numbers to every logger; a list becomes name/00, name/01, ... on dashboards."""
+    step = trainer.global_step if step is None else step
+    flat = {
+        name if index is None else f"{name}/{index:02d}": number
+        for name, value in values.items()
+        for index, number in (enumerate(value) if isinstance(value, list) else [(None, value)])
+        if number is not None
+    }
+    for logger in trainer.loggers:
+        logger.log_metrics(values if isinstance(logger, JsonLines) else flat, step)
+
+
+def show(trainer: pl.Trainer, folder: Path, name: str, picture: Image.Image) -> None:
+    """Keep a picture as RUN/pictures/NAME_STEP.png and send it to the dashboards."""
+    step = trainer.global_step
+    path = folder / "pictures" / f"{name}_{step:08d}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(f"pictures/{name}", [picture], step)
+        elif isinstance(logger, TensorBoardLogger):
+            from torchvision.transforms.functional import pil_to_tensor
+
+            logger.experiment.add_image(f"pictures/{name}", pil_to_tensor(picture.convert("RGB")), step)
+
+
+class Periodic(pl.Callback):
+    """Calls ``run`` after every ``every``-th optimizer step and after the last, with the training clock paused.
+
+    Args:
+        every: optimizer steps, >= 1.
+    """
+
+    def __init__(self, every: int):
+        if every < 1:
+            raise ValueError(f"every={every}: need a number of steps >= 1")
+        self.every = every
+
+    def due(self, trainer: pl.Trainer, module: Diffusion) -> bool:
+        step = trainer.global_step
+        return module.stepped and (step % self.every == 0 or step == trainer.max_steps)
+
+    def run(self, trainer: pl.Trainer, module: Diffusion) -> None:
+        raise NotImplementedError
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        if self.due(trainer, pl_module):
+            with pl_module.clock.paused():
+                self.run(trainer, pl_module)

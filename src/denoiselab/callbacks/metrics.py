@@ -1,0 +1,65 @@
+"""The scalars of training: loss, learning rate, gradient norm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from denoiselab.callbacks.base import Periodic, log
+from denoiselab.errors import NonFiniteLoss
+from denoiselab.module import Diffusion
+
+
+class TrainingMetrics(Periodic):
+    """train/loss and train/mse (means since the last row, over ranks), train/grad_norm and train/lr (now).
+
+    Sums are kept on the device; a row costs one read. A loss that is not finite ends the run here, and before every
+    checkpoint, so that none is ever saved.
+
+    Args:
+        every: optimizer steps between rows.
+    """
+
+    def __init__(self, every: int = 50):
+        super().__init__(every)
+        self.sums: Tensor | None = None
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+        outputs = args[0]
+        one = torch.stack([outputs["loss"].detach().double(), outputs["parts"]["mse"].mean().double()])
+        row = torch.cat([one, one.new_ones(1)])
+        self.sums = row if self.sums is None else self.sums.to(row.device) + row
+        super().on_train_batch_end(trainer, pl_module, *args)
+
+    def run(self, trainer: pl.Trainer, module: Diffusion) -> None:
+        stop_if_not_finite(module)
+        assert self.sums is not None
+        loss, mse, count = trainer.strategy.reduce(self.sums, reduce_op="sum").tolist()
+        self.sums = None
+        values = {
+            "train/loss": loss / count,
+            "train/mse": mse / count,
+            "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
+        }
+        if module.gradient_norm is not None:
+            values["train/grad_norm"] = float(module.gradient_norm)
+        log(trainer, values)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": self.sums}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.sums = state_dict["sums"]
+
+
+def stop_if_not_finite(module: Diffusion) -> None:
+    """Raise NonFiniteLoss if any step so far had a loss or a gradient that is not a number (one device read)."""
+    if module.bad_step is not None and (step := int(module.bad_step)) >= 0:
+        lr = module.trainer.optimizers[0].param_groups[0]["lr"]
+        raise NonFiniteLoss(
+            f"non-finite loss or gradient at step {step} (lr {lr:.3g}); "
+            "the last checkpoint is from before it; try a lower optimizer.lr or trainer.gradient_clip=1"
+        )

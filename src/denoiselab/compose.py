@@ -1,0 +1,243 @@
+"""From option names to a configuration: Hydra's composition, with errors of one line."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from denoiselab.errors import UserError
+
+GROUPS_ARE_NOT = {"train", "sample", "evaluate"}
+
+
+@dataclass
+class Composed:
+    """A configuration before its interpolations are resolved, and how it was asked for."""
+
+    config: Any
+    """An OmegaConf DictConfig."""
+    choices: dict[str, str]
+    overrides: list[str]
+    config_dir: Path | None
+
+
+def conf_dir() -> Path:
+    """The shipped option files: inside the wheel, or at the top of a checkout."""
+    inside = Path(__file__).parent / "conf"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "conf"
+
+
+def options(config_dir: Path | None = None) -> dict[str, list[str]]:
+    """Every group and its options, of the shipped folder and the user's."""
+    found: dict[str, set[str]] = {}
+    for root in filter(None, (conf_dir(), config_dir)):
+        for path in root.rglob("*.yaml"):
+            group = path.parent.relative_to(root).as_posix()
+            if group != ".":
+                found.setdefault(group, set()).add(path.stem)
+    return {group: sorted(names) for group, names in sorted(found.items())}
+
+
+def compose(app: str, overrides: Sequence[str], config_dir: Path | None = None) -> Composed:
+    """Compose conf/APP.yaml with overrides such as ``schedule=linear`` and ``sampler.steps=20``.
+
+    Args:
+        app: train, sample or evaluate.
+        overrides: of Hydra's grammar, without sweeps.
+        config_dir: the user's own folder of options, which also becomes importable.
+
+    Raises:
+        UserError: an unknown group, option or key, or a value of another type than the default's; in one line, with
+            the nearest valid names.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    search = []
+    if config_dir is not None:
+        if not config_dir.is_dir():
+            raise UserError(f"--config-dir={config_dir}: no such folder")
+        search = [f"hydra.searchpath=[{json.dumps('file://' + str(config_dir.resolve()))}]"]
+        if str(config_dir.resolve()) not in sys.path:
+            sys.path.insert(0, str(config_dir.resolve()))
+    known = options(config_dir)
+    parsed = _parse(overrides)
+    groups = [line for line, override in parsed if override.key_or_group in known]
+    for line, override in parsed:
+        if override.is_sweep_override():
+            raise UserError(f"{line}: several values need -m (a sweep)")
+        if override.key_or_group in known:
+            _check_choice(line, override, known)
+
+    def composed(lines: Sequence[str]) -> Any:
+        try:
+            with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+                return hydra_compose(app, [*search, *lines], return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(_first_line(error)) from None
+
+    defaults = composed(groups)
+    choices = {k: v for k, v in OmegaConf.to_container(defaults.hydra.runtime.choices).items() if k in known}  # type: ignore[union-attr]
+    plain = OmegaConf.to_container(_without_hydra(defaults), resolve=False)
+    for line, override in parsed:
+        if override.key_or_group not in known:
+            _check_value(line, override, plain, [*known, *GROUPS_ARE_NOT])
+    return Composed(_without_hydra(composed(overrides)), choices, list(overrides), config_dir)
+
+
+def sweep(overrides: Sequence[str]) -> list[list[str]]:
+    """The jobs of a sweep: every combination of comma-separated values, the last one varying fastest.
+
+    >>> sweep(["schedule=linear,cosine", "seed=0,1"])[1]
+    ['schedule=linear', 'seed=1']
+    """
+    axes = [
+        [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+        if override.is_sweep_override()
+        else [line]
+        for line, override in _parse(overrides)
+    ]
+    return [list(job) for job in itertools.product(*axes)]
+
+
+def plain(composed: Composed) -> dict[str, Any]:
+    """The configuration as plain containers, interpolations resolved.
+
+    Raises:
+        UserError: a value that was left open (``???``) or refers to nothing.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+    try:
+        return OmegaConf.to_container(composed.config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+    except MissingMandatoryValue as error:
+        raise UserError(f"{error.full_key}=???: this option must be given") from None
+    except OmegaConfBaseException as error:
+        raise UserError(_first_line(error)) from None
+
+
+def to_yaml(composed: Composed) -> str:
+    """The configuration as text, resolved except look-ups of the environment, which may be secrets."""
+    from omegaconf import OmegaConf
+
+    def merge(raw: Any, resolved: Any) -> Any:
+        if isinstance(raw, dict):
+            return {key: merge(value, resolved[key]) for key, value in raw.items()}
+        if isinstance(raw, list):
+            return [merge(*pair) for pair in zip(raw, resolved, strict=True)]
+        return raw if isinstance(raw, str) and "${oc.env" in raw else resolved
+
+    raw = OmegaConf.to_container(composed.config, resolve=False)
+    return OmegaConf.to_yaml(OmegaConf.create(merge(raw, plain(composed))))
+
+
+def read_yaml(text: str, source: str) -> dict[str, Any]:
+    """A configuration written by to_yaml, as plain containers; interpolations stay unresolved text.
+
+    Raises:
+        UserError: it is not YAML, not a mapping, or larger than 1 MB.
+    """
+    import yaml
+
+    if len(text) > 1_000_000:
+        raise UserError(f"{source}: a configuration of {len(text)} bytes; 1 MB is the most")
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{source}: not YAML ({_first_line(error)})") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{source}: not a configuration")
+    return found
+
+
+def nearest(name: str, valid: Sequence[str], what: str = "known") -> str:
+    """The end of an error: the nearest valid name and the choice."""
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"{hint}{what}: {', '.join(sorted(valid))}"
+
+
+def _parse(overrides: Sequence[str]) -> list[tuple[str, Any]]:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    found = []
+    for line in overrides:
+        if "=" not in line and not line.startswith("~"):
+            raise UserError(f"{line}: not of the form option=value; `denoiselab train --help` lists the options")
+        try:
+            found.append((line, OverridesParser.create().parse_override(line)))
+        except HydraException:
+            raise UserError(f"{line}: cannot be read as option=value; quote values that hold , = [ or spaces") from None
+    return found
+
+
+def _check_choice(line: str, override: Any, known: dict[str, list[str]]) -> None:
+    group, value = override.key_or_group, override.value()
+    for choice in value if isinstance(value, list) else [value]:
+        if not isinstance(choice, str | int) or str(choice) not in known[group]:
+            raise UserError(f"{line}: {nearest(str(choice), known[group], f'{group} is one of')}")
+
+
+def _check_value(line: str, override: Any, base: Any, top: Sequence[str]) -> None:
+    """The key exists and the new value is of its default's type."""
+    *path, last = override.key_or_group.split(".")
+    node = base
+    for part in [*path, last]:
+        if not isinstance(node, dict) or part not in node:
+            parent_is_open = isinstance(node, dict) and "_target_" in node and part == last
+            if parent_is_open and (override.is_add() or override.is_force_add()):
+                return  # one more constructor argument; the class says whether it knows it
+            names = [*node, *(top if node is base else [])] if isinstance(node, dict) else []
+            raise UserError(f"{line}: no option {part!r} here; {nearest(part, [n for n in names if n != '_target_'])}")
+        node = node[part]
+    if override.is_delete():
+        return
+    value = override.value()
+    need = _type_mismatch(node, value)
+    if need:
+        raise UserError(f"{line}: need {need}, as in {override.key_or_group}={json.dumps(node)}")
+
+
+def _type_mismatch(default: Any, value: Any) -> str | None:
+    """What kind of value is needed, if the given one is of another kind than the default."""
+    if default is None or (isinstance(default, str) and ("${" in default or default == "???")):
+        return None
+    if isinstance(default, bool):
+        return None if isinstance(value, bool) else "true or false"
+    if isinstance(value, str) and value.startswith("${"):
+        return None
+    if isinstance(default, int):
+        return None if value is None or (isinstance(value, int) and not isinstance(value, bool)) else "a whole number"
+    if isinstance(default, float):
+        return None if value is None or (isinstance(value, int | float) and not isinstance(value, bool)) else "a number"
+    if isinstance(default, list):
+        return None if isinstance(value, list) else "a list"
+    if isinstance(default, dict):
+        return None if isinstance(value, dict) else "a mapping"
+    return None
+
+
+def _without_hydra(config: Any) -> Any:
+    from omegaconf import OmegaConf, open_dict
+
+    config = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
+    with open_dict(config):
+        del config["hydra"]
+    return config
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in re.split(r"[\r\n]+", str(error)) if line.strip()]
+    return "; ".join(lines[:2]) or type(error).__name__

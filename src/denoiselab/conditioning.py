@@ -1,0 +1,49 @@
+"""What a network may be told beside x_t, and what "unconditional" means.
+
+A condition is a dict of tensors with one row per sample; ``label`` holds class indices. There is one definition of
+"no condition", used by training's label drop and by guidance alike: the null label, for which networks keep a
+learned token.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+NULL = -1
+"""The label that means "none"."""
+
+
+def null(cond: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same condition with nothing said: every label becomes NULL.
+
+    >>> null({"label": torch.tensor([3, 7])})
+    {'label': tensor([-1, -1])}
+    """
+    return {key: torch.full_like(value, NULL) if key == "label" else value for key, value in cond.items()}
+
+
+class Drop:
+    """Each sample's condition becomes null with probability p_null, independently (Ho and Salimans 2022,
+    arXiv:2207.12598, algorithm 1).
+
+    Args:
+        p_null: in [0, 1); 0.1 is usual. 0 trains no unconditional model, so guidance scales other than 1 have
+            nothing to stand on.
+    """
+
+    def __init__(self, p_null: float = 0.1):
+        if not 0 <= p_null < 1:
+            raise ValueError(f"p_null={p_null}: need a probability in [0, 1), such as 0.1")
+        self.p_null = p_null
+
+    def __call__(self, cond: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.p_null == 0 or not cond:
+            return cond
+        first = next(iter(cond.values()))
+        dropped = torch.rand(len(first), device=first.device) < self.p_null
+        nothing = null(cond)
+        return {
+            key: torch.where(dropped.view(-1, *[1] * (value.ndim - 1)), nothing[key], value)
+            for key, value in cond.items()
+        }

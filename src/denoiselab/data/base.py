@@ -1,0 +1,63 @@
+"""What a data set is to the rest: samples, a codec, and a few facts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from denoiselab.data.codec import Codec
+from denoiselab.data.stream import Address
+
+Batch = dict[str, Any]
+"""{"x_0": (B, ...), "id": (B,), "cond": {"label": (B,)}}."""
+
+
+class Samples(Dataset):
+    """Encoded samples in memory, with labels; fetched a whole batch at a time.
+
+    Args:
+        x_0: (N, ...), encoded.
+        label: (N,) class indices, or None.
+        ids: each sample's id in the whole data set, (N,).
+    """
+
+    def __init__(self, x_0: Tensor, label: Tensor | None = None, ids: Tensor | None = None):
+        self.x_0, self.label = x_0, label
+        self.ids = torch.arange(len(x_0)) if ids is None else ids
+
+    def __len__(self) -> int:
+        return len(self.x_0)
+
+    def __getitems__(self, addresses: Sequence[Address]) -> Batch:
+        return self.batch(torch.tensor([index for _, index in addresses]))
+
+    def batch(self, index: Tensor | slice) -> Batch:
+        """The samples at these positions."""
+        cond = {} if self.label is None else {"label": self.label[index]}
+        return {"x_0": self.x_0[index], "id": self.ids[index], "cond": cond}
+
+
+class Data:
+    """A training set and a fixed held-out set.
+
+    Args:
+        batch_size: the global batch, divided over devices and accumulation.
+        workers: loader processes; 0 loads in the training process, best for data in memory.
+    """
+
+    shape: tuple[int, ...]
+    num_classes: int = 0
+    codec: Codec
+    train: Samples
+    held_out: Samples
+
+    def __init__(self, batch_size: int, workers: int = 0):
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: need at least 1")
+        if workers < 0:
+            raise ValueError(f"workers={workers}: need a number >= 0")
+        self.batch_size, self.workers = batch_size, workers

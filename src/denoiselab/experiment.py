@@ -1,0 +1,292 @@
+"""From a configuration to objects, wired to each other once."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from denoiselab.compose import Composed, compose, plain
+from denoiselab.conditioning import Drop
+from denoiselab.data.base import Data
+from denoiselab.data.codec import Codec
+from denoiselab.denoiser import Denoiser
+from denoiselab.errors import UserError
+from denoiselab.guidance import DenoiserLike
+from denoiselab.loss import Loss
+from denoiselab.metrics.base import Metric
+from denoiselab.sampler import Sampler, Spacing
+from denoiselab.schedule import Schedule
+from denoiselab.target import Target
+from denoiselab.timesteps import Timesteps
+from denoiselab.version import NUMERICS_VERSION
+from denoiselab.weighting import Weighting
+
+
+def build(*overrides: str) -> Parts:
+    """The parts that option names stand for, made when first asked for.
+
+    Args:
+        overrides: as on the command line of ``denoiselab train``.
+
+    >>> parts = build("schedule=linear", "target=eps", "model=unet_digits", "model.channels=32")
+    >>> parts.weighting.formula
+    'SNR'
+    >>> sum(p.numel() for p in parts.model.parameters())
+    773185
+    """
+    return Parts(resolve(compose("train", overrides)))
+
+
+def resolve(composed: Composed) -> dict[str, Any]:
+    """The configuration as plain containers, with ``trainer.epochs`` turned into steps."""
+    config = plain(composed)
+    trainer = config.get("trainer", {})
+    epochs = trainer.get("epochs")
+    if epochs is not None:
+        if not epochs > 0:
+            raise UserError(f"trainer.epochs={epochs}: need a number > 0")
+        data = Parts(config).data
+        composed.config.trainer.max_steps = math.ceil(epochs * len(data.train) / data.batch_size)
+        config = plain(composed)
+    return config
+
+
+class Parts:
+    """Instantiated objects by group name, each made once and handed to those that name it in their constructor.
+
+    A group's file is a class (``_target_``) and its arguments. With ``_partial_: true`` the class also takes shared
+    parts, by the names of its constructor's remaining arguments: ``Unit(target)`` gets the run's target.
+
+    Args:
+        config: plain containers, resolved.
+        interface: shape, num_classes and codec, where the data set itself is not needed (a loaded run).
+        folder: the run directory, for callbacks and loggers.
+        run_id: the run's identity hash, for loggers.
+    """
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        interface: dict[str, Any] | None = None,
+        folder: Path | None = None,
+        run_id: str | None = None,
+    ):
+        self.config, self.folder, self.run_id = config, folder, run_id
+        self._interface = interface
+
+    def make(self, group: str, node: Any = None, **shared: Any) -> Any:
+        """The object that a group's node describes.
+
+        Args:
+            group: for the node (if not given) and for errors.
+            shared: further values that the constructor may name.
+
+        Raises:
+            UserError: the constructor refused a value, or does not know an argument.
+        """
+        from hydra.errors import InstantiationException
+        from hydra.utils import instantiate
+
+        node = self.config[group] if node is None else node
+        try:
+            made = instantiate(node, _convert_="all")
+            if isinstance(made, partial):
+                made = self._complete(made, group, shared)
+            return made
+        except InstantiationException as error:
+            cause = error.__cause__ or error
+            raise UserError(f"{group}.{_one_line(cause)}") from cause
+        except (ValueError, TypeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{group}.{_one_line(error)}") from error
+
+    def _complete(self, made: partial, group: str, shared: dict[str, Any]) -> Any:
+        """Call a partial with the shared parts it names; leave it partial while a required argument is open."""
+        arguments = dict(made.keywords)
+        for name, parameter in inspect.signature(made.func).parameters.items():
+            if name in arguments or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                continue
+            if name in shared:
+                arguments[name] = shared[name]
+            elif name in SHARED and name != group:
+                arguments[name] = getattr(self, name)
+            elif parameter.default is parameter.empty:
+                return partial(made.func, **arguments)
+        return made.func(**arguments)
+
+    @cached_property
+    def data(self) -> Data:
+        return self.make("data")
+
+    @cached_property
+    def codec(self) -> Codec:
+        return self.make("codec", self._interface["codec"]) if self._interface else self.data.codec
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self._interface["shape"]) if self._interface else self.data.shape
+
+    @cached_property
+    def num_classes(self) -> int:
+        return self._interface["num_classes"] if self._interface else self.data.num_classes
+
+    @property
+    def interface(self) -> dict[str, Any]:
+        """What a checkpoint stores so that it can be sampled without the data set."""
+        return {"shape": list(self.shape), "num_classes": self.num_classes, "codec": self.codec.config()}
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        return self.make("schedule")
+
+    @cached_property
+    def target(self) -> Target:
+        return self.make("target")
+
+    @cached_property
+    def weighting(self) -> Weighting:
+        return self.make("weighting")
+
+    @cached_property
+    def timesteps(self) -> Timesteps:
+        return self.make("timesteps")
+
+    @cached_property
+    def loss(self) -> Loss:
+        return self.make("loss")
+
+    @cached_property
+    def drop(self) -> Drop:
+        try:
+            return Drop(self.config["p_null"])
+        except ValueError as error:
+            raise UserError(str(error)) from None
+
+    @cached_property
+    def model(self) -> Any:
+        return self.make("model")
+
+    @cached_property
+    def denoiser(self) -> Denoiser:
+        return Denoiser(self.model, self.target, self.codec.sigma_data)
+
+    @cached_property
+    def spacing(self) -> Spacing:
+        return self.make("spacing")
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        return self.make("sampler")
+
+    @cached_property
+    def guidance(self) -> Callable[[DenoiserLike], DenoiserLike]:
+        """Wraps a denoiser."""
+        make = self.make("guidance")
+        scale = self.config["guidance"].get("scale", 1)
+        if scale != 1 and not self.num_classes:
+            raise UserError(f"guidance.scale={scale}: the model is unconditional (no classes); use guidance.scale=1")
+        if scale != 1 and self.config.get("p_null") == 0:
+            raise UserError(
+                f"guidance.scale={scale}: with p_null=0 the null label is never trained; use p_null=0.1, or "
+                "guidance.scale=1"
+            )
+        return make
+
+    @cached_property
+    def metrics(self) -> dict[str, Metric]:
+        """By name; each checked against the data."""
+        made = {name: self.make("metrics", node) for name, node in self.config["metrics"].items() if node}
+        for metric in made.values():
+            try:
+                metric.check(self.data)
+            except ValueError as error:
+                raise UserError(str(error)) from None
+        return made
+
+    def check(self) -> None:
+        """Make everything once, so that a configuration that cannot work is refused before anything is written."""
+        config = self.config
+        for name in ("max_steps", "accumulate", "log_every", "checkpoint_every"):
+            if config["trainer"][name] < 1:
+                raise UserError(f"trainer.{name}={config['trainer'][name]}: need at least 1")
+        clip = config["trainer"]["gradient_clip"]
+        if clip is not None and not clip > 0:
+            raise UserError(f"trainer.gradient_clip={clip}: need a number > 0, or null for none")
+        _one_of(config, "trainer.precision", PRECISIONS)
+        _one_of(config, "trainer.matmul_precision", ("highest", "high", "medium"))
+        _one_of(config, "init_weights", ("ema", "raw"))
+        _one_of(config, "init_mismatch", ("refuse", "allow"))
+        check_evaluation(config)
+        for name in ("drop", "denoiser", "loss", "timesteps", "guidance", "metrics"):
+            getattr(self, name)
+        self.check_sampler()
+        self.make("optimizer", params=list(self.denoiser.parameters()))
+        self.make("lr_schedule")
+        self.make("ema", model=self.denoiser)
+        self.callbacks(self.folder or Path())
+
+    def check_sampler(self) -> None:
+        """The sampler's levels exist on the schedule."""
+        try:
+            self.sampler.levels(self.schedule)
+        except ValueError as error:
+            raise UserError(f"sampler.{_one_line(error)}") from None
+
+    def callbacks(self, folder: Path) -> list[Any]:
+        """The optional callbacks, in the order of their file."""
+        nodes = self.config["callbacks"].items()
+        return [self.make(f"callbacks.{name}", node, folder=folder) for name, node in nodes if node]
+
+
+SHARED = {
+    *("data", "codec", "shape", "num_classes", "schedule", "target", "weighting"),
+    *("timesteps", "spacing", "sampler", "guidance"),
+}
+"""The parts that a constructor may ask for by name."""
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true")
+
+
+def check_evaluation(config: dict[str, Any]) -> None:
+    """The evaluation's own numbers."""
+    evaluation = config["evaluation"]
+    if evaluation["n"] < 1:
+        raise UserError(f"evaluation.n={evaluation['n']}: need at least 1")
+    _one_of(config, "evaluation.weights", ("ema", "raw"))
+
+
+def identity(config: dict[str, Any], init: str | None) -> dict[str, Any]:
+    """What determines a run's result, and nothing else: not devices, paths, cadences, sampler, callbacks, logger.
+
+    Args:
+        config: resolved.
+        init: "WEIGHTS:SHA256" of the checkpoint that weights start from.
+    """
+    found = {
+        group: config[group]
+        for group in (
+            *("data", "model", "schedule", "target", "weighting", "timesteps", "loss"),
+            *("optimizer", "lr_schedule", "ema", "seed", "p_null"),
+        )
+    }
+    found["data"] = {key: value for key, value in config["data"].items() if key != "workers"}
+    found["precision"] = config["trainer"]["precision"]
+    found["gradient_clip"] = config["trainer"]["gradient_clip"]
+    return {**found, "init": init, "numerics": NUMERICS_VERSION}
+
+
+def _one_of(config: dict[str, Any], option: str, valid: tuple[str, ...]) -> None:
+    value: Any = config
+    for key in option.split("."):
+        value = value[key]
+    if value not in valid:
+        raise UserError(f"{option}={value}: need one of {', '.join(valid)}")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,122 @@
+"""The squared error as a function of t: sums per bucket, and the held-out measurement at fixed noise."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from denoiselab.data.base import Samples
+from denoiselab.denoiser import Denoiser
+from denoiselab.loss import Loss
+from denoiselab.rng import generator
+from denoiselab.schedule import Schedule
+
+PANELS = ("x_0", "eps", "v")
+"""The same error in three units: |x_0|^2 times 1, SNR and SNR + 1."""
+
+
+class Buckets:
+    """Counts, sums and sums of squares of the x_0, eps and v errors per bucket floor(K t), on the device.
+
+    ``sums`` (K, 7) is all of the state: add it over ranks, save it, restore it.
+
+    >>> from denoiselab.schedule import Cosine
+    >>> buckets = Buckets(2)
+    >>> buckets.add(Cosine(), torch.tensor([0.1, 0.2]), torch.tensor([1.0, 3.0]))
+    >>> row = buckets.row("b"); row["b/count"], row["b/x_0"]
+    ([2, 0], [2.0, None])
+    """
+
+    def __init__(self, count: int):
+        self.sums = torch.zeros(count, 1 + 2 * len(PANELS), dtype=torch.float64)
+
+    @classmethod
+    def of(cls, sums: Tensor) -> Buckets:
+        made = cls(len(sums))
+        made.sums = sums
+        return made
+
+    @property
+    def count(self) -> int:
+        """K."""
+        return len(self.sums)
+
+    def add(self, schedule: Schedule, t: Tensor, mse: Tensor) -> None:
+        """Add samples at times t (B,) with mean squared x_0 errors mse (B,). No host synchronisation."""
+        snr = schedule.log_snr(t).double().exp()
+        error = mse.double()
+        panels = torch.stack([error, snr * error, (snr + 1) * error], dim=1)  # (B, 3)
+        values = torch.cat([torch.ones_like(panels[:, :1]), panels, panels.square()], dim=1)  # (B, 7)
+        bucket = (t * self.count).long().clamp(0, self.count - 1)
+        # A product with the one-hot matrix: index_add_ is not deterministic on GPUs.
+        self.sums = self.sums.to(t.device) + F.one_hot(bucket, self.count).to(values).T @ values
+
+    def row(self, prefix: str) -> dict[str, list]:
+        """Per bucket: count; mean and standard error for each panel; None where a bucket is empty (or has one)."""
+        counts = [int(n) for n in self.sums[:, 0].tolist()]
+        values: dict[str, list] = {f"{prefix}/count": counts}
+        for k, panel in enumerate(PANELS):
+            sums = self.sums[:, 1 + k].tolist()
+            squares = self.sums[:, 1 + len(PANELS) + k].tolist()
+            means = [s / n if n else None for s, n in zip(sums, counts, strict=True)]
+            values[f"{prefix}/{panel}"] = means
+            values[f"{prefix}/{panel}_se"] = [
+                math.sqrt(max(q / n - m * m, 0.0) / (n - 1)) if m is not None and n > 1 else None
+                for q, m, n in zip(squares, means, counts, strict=True)
+            ]
+        return values
+
+
+@torch.no_grad()
+def held_out_losses(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    held_out: Samples,
+    *,
+    loss: Loss,
+    buckets: int = 10,
+    repeats: int = 4,
+    seed: int = 0,
+    batch: int = 512,
+    rank: int = 0,
+    world: int = 1,
+    device: torch.device | str = "cpu",
+) -> tuple[Buckets, Tensor]:
+    """The held-out error per bucket, and [sum of the training loss, count].
+
+    Sample i is seen ``repeats`` times, at t = (j + u_i)/repeats and with noise addressed by (seed, i, j), so the
+    result depends on neither batch size nor ranks. Ranks take every world-th sample; none is repeated to fill up.
+    The denoiser is put in evaluation mode for the time.
+    """
+    ids = held_out.ids[rank::world]
+    u, eps = _draws(ids.tolist(), tuple(held_out.x_0.shape[1:]), seed, repeats)
+    sample = torch.arange(len(held_out))[rank::world].repeat_interleave(repeats)
+    t = (torch.arange(repeats).repeat(len(ids)) + u.repeat_interleave(repeats)) / repeats
+    found, total = Buckets(buckets), torch.zeros(2, dtype=torch.float64, device=device)
+    training = denoiser.training
+    denoiser.eval()
+    try:
+        for part in torch.arange(len(sample)).split(batch):
+            rows = held_out.batch(sample[part])
+            x_0, times, noise = (v.to(device) for v in (rows["x_0"], t[part], eps[part]))
+            cond = {key: value.to(device) for key, value in rows["cond"].items()}
+            shaped = times.to(x_0.dtype).view(-1, *[1] * (x_0.ndim - 1))
+            losses, parts = loss(denoiser, schedule, x_0, noise, shaped, **cond)
+            found.add(schedule, times, parts["mse"])
+            total += torch.stack([losses.double().sum(), losses.new_tensor(len(losses)).double()])
+    finally:
+        denoiser.train(training)
+    return found, total
+
+
+def _draws(ids: list[int], shape: tuple[int, ...], seed: int, repeats: int) -> tuple[Tensor, Tensor]:
+    """u (n,) in [0, 1) and eps (n repeats, ...), each addressed by (seed, id)."""
+    u, eps = [], []
+    for i in ids:
+        g = generator(seed, "held-out", i)
+        u.append(torch.rand((), generator=g))
+        eps.append(torch.randn((repeats, *shape), generator=g))
+    return torch.stack(u), torch.cat(eps)

@@ -1,0 +1,6 @@
+"""Networks: ``net(x, c_noise, **cond) -> y``. They know nothing else of diffusion."""
+
+from denoiselab.models.mlp import MLP
+from denoiselab.models.unet import UNet
+
+__all__ = ["MLP", "UNet"]

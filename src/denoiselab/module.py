@@ -1,0 +1,187 @@
+"""The training step, as a LightningModule that owns the parts and nothing else."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from denoiselab.conditioning import Drop
+from denoiselab.data.base import Batch, Data
+from denoiselab.data.codec import Codec
+from denoiselab.data.stream import Stream
+from denoiselab.denoiser import Denoiser
+from denoiselab.ema import EMA
+from denoiselab.loss import Loss
+from denoiselab.rng import mix
+from denoiselab.schedule import Schedule
+from denoiselab.timesteps import Place, Timesteps
+
+
+class Clock:
+    """Seconds spent on training itself: evaluations pause it."""
+
+    def __init__(self) -> None:
+        self.started, self.paused_for = time.perf_counter(), 0.0
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started - self.paused_for
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.paused_for += time.perf_counter() - begin
+
+
+class Diffusion(pl.LightningModule):
+    """One training step, its randomness addressed by (seed, rank, samples seen).
+
+    Args:
+        denoiser, schedule, loss, timesteps, drop, codec: the parts.
+        ema: makes the averaged copy, ``ema(model=denoiser)``.
+        optimizer: ``optimizer(parameter_groups)``.
+        lr_schedule: the factor on the learning rate at a step.
+        seed: the run's.
+        batch_size: the global batch.
+        gradient_clip: bound on the gradient's norm; None for none.
+    """
+
+    def __init__(
+        self,
+        *,
+        denoiser: Denoiser,
+        schedule: Schedule,
+        loss: Loss,
+        timesteps: Timesteps,
+        drop: Drop,
+        codec: Codec,
+        ema: Callable[..., EMA],
+        optimizer: Callable[..., torch.optim.Optimizer],
+        lr_schedule: Callable[[int], float],
+        seed: int,
+        batch_size: int,
+        gradient_clip: float | None,
+    ):
+        super().__init__()
+        self.denoiser, self.schedule, self.loss, self.codec = denoiser, schedule, loss, codec
+        self.timesteps, self.drop = timesteps, drop
+        self.ema = ema(model=denoiser)
+        self.make_optimizer, self.lr_schedule = optimizer, lr_schedule
+        self.seed, self.batch_size = seed, batch_size
+        self.gradient_clip = gradient_clip or math.inf
+        self.clock = Clock()
+        self.stepped, self.micro = False, 0
+        self.gradient_norm: Tensor | None = None
+        self.bad_step: Tensor | None = None
+
+    def place(self) -> Place:
+        """Where in the run the present micro-batch is."""
+        return Place(
+            self.seed,
+            self.global_step * self.batch_size,
+            self.global_rank,
+            self.trainer.world_size,
+            self.micro,
+            self.trainer.accumulate_grad_batches,
+        )
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        self.micro = 0 if self.stepped else self.micro
+        self.stepped = False
+        place = self.place()
+        torch.manual_seed(mix(self.seed, "step", place.rank, place.samples_seen, place.micro))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        x_0, cond = batch["x_0"], self.drop(batch["cond"])
+        t, w = self.timesteps(len(x_0), self.schedule, self.place())  # (B,), (B,)
+        t = t.to(torch.promote_types(x_0.dtype, torch.float32)).view(-1, *[1] * (x_0.ndim - 1))
+        losses, parts = self.loss(self.denoiser, self.schedule, x_0, torch.randn_like(x_0), t, **cond)
+        loss = (w * losses).mean()
+        self._watch(loss)
+        self.micro += 1
+        return {"loss": loss, "t": t.detach(), "parts": parts}
+
+    def _watch(self, value: Tensor) -> None:
+        """Remember, on the device, the first step at which the loss or the gradient was not finite."""
+        if self.bad_step is None:
+            self.bad_step = torch.full((), -1, device=value.device)
+        fine = value.detach().isfinite() | (self.bad_step >= 0)
+        self.bad_step = torch.where(fine, self.bad_step, self.global_step + 1)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.ema.update(self.denoiser)
+        self.stepped = True
+
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
+        """Clip by the norm, which is kept for the log."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.gradient_norm = nn.utils.clip_grad_norm_(parameters, self.gradient_clip)
+        if self.trainer.precision != "16-mixed":  # whose scaler meets infinities on purpose and skips them
+            self._watch(self.gradient_norm)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer(parameter_groups(self))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups: matrices and kernels, and those that weight decay must leave alone:
+    biases, norms and embeddings."""
+    embeddings = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    decayed, kept = [], []
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            (kept if parameter.ndim < 2 or id(parameter) in embeddings else decayed).append(parameter)
+    groups = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+class Feed(pl.LightningDataModule):
+    """The training stream from a given optimizer step on, sliced for this rank.
+
+    Args:
+        data: the data set.
+        seed: the run's.
+        start: optimizer steps already taken.
+    """
+
+    def __init__(self, data: Data, seed: int, start: int = 0):
+        super().__init__()
+        self.data, self.seed, self.start = data, seed, start
+
+    def train_dataloader(self) -> torch.utils.data.DataLoader:
+        trainer = self.trainer
+        assert trainer is not None
+        stream = Stream(
+            len(self.data.train),
+            self.data.batch_size,
+            self.seed,
+            trainer.global_rank,
+            trainer.world_size,
+            trainer.accumulate_grad_batches,
+            self.start,
+        )
+        return torch.utils.data.DataLoader(
+            self.data.train,
+            batch_sampler=stream,  # type: ignore[arg-type]
+            collate_fn=_whole,
+            num_workers=self.data.workers,
+            persistent_workers=self.data.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+def _whole(batch: Batch) -> Batch:
+    """A batch that was fetched whole needs no collating."""
+    return batch

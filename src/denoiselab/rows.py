@@ -1,0 +1,35 @@
+"""Reading RUN/metrics.jsonl. Free of torch and lightning, for the parts that must start fast."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from denoiselab.files import write_text
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; a last line torn by a crash is left out."""
+    found = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return found
+
+
+def write_csv(path: Path) -> None:
+    """metrics.csv beside a metrics.jsonl: its scalars, one row per step."""
+    by_step: dict[int, dict[str, Any]] = {}
+    for row in rows(path):
+        by_step.setdefault(row["step"], {}).update({k: v for k, v in row.items() if not isinstance(v, list)})
+    columns = list(dict.fromkeys(key for row in by_step.values() for key in row))
+    text = io.StringIO()
+    table = csv.DictWriter(text, columns)
+    table.writeheader()
+    table.writerows(by_step[step] for step in sorted(by_step))
+    write_text(path.with_suffix(".csv"), text.getvalue())

@@ -1,0 +1,186 @@
+"""A trained run: load it, sample it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from denoiselab import checkpoint, trust
+from denoiselab.compose import compose, plain, read_yaml
+from denoiselab.denoiser import Denoiser
+from denoiselab.errors import CheckpointError, UserError
+from denoiselab.experiment import Parts
+from denoiselab.guidance import DenoiserLike
+from denoiselab.rng import Noise
+from denoiselab.sampler import Sampler
+
+BATCH = 256
+"""Samples per network call; sample i does not depend on it."""
+
+PREFIX = {"ema": "ema.model.", "raw": "denoiser."}
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint that a path means: itself, or the newest good one of a run directory.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = Path(path)
+    if path.is_dir():
+        folder = path / "checkpoints"
+        newest = checkpoint.newest(folder, warn=lambda line: print(f"warning: {line}"))
+        if newest is None:
+            raise CheckpointError(f"{path}: no good checkpoint in {folder}")
+        return newest[0]
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such run directory or checkpoint file")
+    return path
+
+
+def load(path: str | Path, weights: str = "ema") -> Run:
+    """A run from its directory or one of its checkpoint files.
+
+    What the file says is not trusted: it holds tensors and primitives only, and may name our own classes and those
+    that the user allowed.
+
+    Args:
+        path: a run directory or a .ckpt file.
+        weights: ema or raw.
+
+    Raises:
+        CheckpointError: missing, damaged or foreign file.
+
+    >>> import denoiselab
+    >>> run = denoiselab.load(example_run)                                        # doctest: +SKIP
+    >>> images = run.sample(n=16, label=3, sampler="ddim", steps=20, scale=2.0)   # doctest: +SKIP
+    >>> images.shape                                                              # doctest: +SKIP
+    torch.Size([16, 1, 8, 8])
+    """
+    if weights not in PREFIX:
+        raise UserError(f"weights={weights}: need ema or raw")
+    file = find_checkpoint(path)
+    content = checkpoint.load(file)
+    record = content["denoiselab"]
+    config = read_yaml(record["config"], f"{file} (config)")
+    trust.check(config, str(file))
+    trust.check(record["interface"], str(file))
+    parts = Parts(config, interface=record["interface"])
+    load_weights(parts.denoiser, content["state_dict"], weights, file)
+    if parts.schedule.fingerprint != record["fingerprint"]:
+        raise CheckpointError(
+            f"{file}: was trained along {record['fingerprint']}, its configuration gives {parts.schedule.fingerprint}"
+        )
+    return Run(parts, parts.denoiser, content["global_step"], weights, _folder(file), record)
+
+
+def load_weights(denoiser: Denoiser, state: dict[str, Tensor], weights: str, source: Path) -> None:
+    """Load a denoiser's EMA or raw weights out of a checkpoint's state, strictly."""
+    prefix = PREFIX[weights]
+    own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if not own:
+        raise CheckpointError(f"{source}: holds no {weights} weights")
+    try:
+        denoiser.load_state_dict(own)
+    except RuntimeError as error:
+        raise CheckpointError(f"{source}: weights do not fit: {' '.join(str(error).split())[:200]}") from None
+
+
+def _folder(file: Path) -> Path:
+    """The run directory of a checkpoint, or a folder of its own name beside a file that lies elsewhere."""
+    run = file.parent.parent
+    return run if (run / "identity.json").is_file() else file.with_suffix("")
+
+
+class Run:
+    """A denoiser with its schedule and codec, ready to be sampled.
+
+    Args:
+        parts: of its configuration.
+        denoiser: with the weights to use.
+        step: optimizer steps it was trained for.
+        weights: which weights these are, ema or raw.
+        folder: the run directory.
+        record: what its checkpoint says of it.
+    """
+
+    def __init__(self, parts: Parts, denoiser: Denoiser, step: int, weights: str, folder: Path, record: dict[str, Any]):
+        self.parts, self.step, self.weights, self.folder, self.record = parts, step, weights, folder, record
+        self.denoiser = denoiser.eval()
+        self.schedule = parts.schedule.to(self.device)
+        self.codec = parts.codec.to(self.device)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.denoiser.parameters()).device
+
+    def to(self, device: torch.device | str) -> Run:
+        """Move the networks."""
+        for part in (self.denoiser, self.schedule, self.codec):
+            part.to(device)
+        return self
+
+    def sample(
+        self,
+        n: int = 16,
+        label: int | Sequence[int] | None = None,
+        sampler: str = "ddim",
+        steps: int | None = None,
+        scale: float = 1.0,
+        seed: int = 0,
+    ) -> Tensor:
+        """n samples: float32 (n, C, H, W) in [-1, 1] for images, (n, D) in their own units for points.
+
+        Args:
+            label: one class for all, one each, or None for every class in turn.
+            sampler: an option of the sampler group.
+            steps: noise levels; None for the option's own number.
+            scale: guidance; 1 is off.
+            seed: of the noise. Sample i of a seed does not depend on n.
+        """
+        overrides = [f"sampler={sampler}", f"guidance.scale={scale}", "ckpt=none"]
+        overrides += [f"sampler.steps={steps}"] if steps is not None else []
+        parts = Parts(plain(compose("sample", overrides)), interface=self.parts.interface)
+        return self.draw(parts.sampler, parts.guidance, self.labels(n, label), range(n), seed)
+
+    def labels(self, n: int, label: int | Sequence[int] | None = None) -> Tensor | None:
+        """The classes that n samples are asked for; None for an unconditional model."""
+        classes = self.parts.num_classes
+        if not classes:
+            if label is not None:
+                raise UserError(f"label={label}: this model was trained without labels")
+            return None
+        if label is None:
+            return torch.arange(n) % classes
+        labels = torch.tensor([label] * n if isinstance(label, int) else list(label))
+        if len(labels) != n or not bool(((labels >= 0) & (labels < classes)).all()):
+            raise UserError(f"label={label}: need one class, or one for each of the {n} samples, in 0..{classes - 1}")
+        return labels
+
+    def draw(
+        self,
+        sampler: Sampler,
+        guidance: Callable[[DenoiserLike], DenoiserLike],
+        labels: Tensor | None,
+        ids: Sequence[int],
+        seed: int = 0,
+        progress: Callable[[int], object] = lambda done: None,
+    ) -> Tensor:
+        """Decoded samples with these ids on the CPU, made in batches.
+
+        Args:
+            progress: is told how many samples each batch added.
+        """
+        guided, drawn = guidance(self.denoiser), []
+        for start in range(0, len(ids), BATCH):
+            part = ids[start : start + BATCH]
+            noise = Noise(seed, part, self.parts.shape, self.device)
+            cond = {} if labels is None else {"label": labels[start : start + BATCH].to(self.device)}
+            x_0 = sampler(guided, self.schedule, noise, **cond)
+            drawn.append(self.codec.decode(x_0).float().cpu())
+            progress(len(part))
+        return torch.cat(drawn)

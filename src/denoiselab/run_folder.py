@@ -1,0 +1,181 @@
+"""A run's directory: its address, its lock, and the small files that say what it is and how it stands."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from denoiselab.errors import RunHeld
+from denoiselab.files import write_text
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "lightning",
+    "hydra-core",
+    "omegaconf",
+    "torchmetrics",
+    "numpy",
+    "scikit-learn",
+)
+
+
+def digest(content: Any) -> str:
+    """Ten hexadecimal digits that address a piece of plain data."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def slug(identity: dict[str, Any]) -> str:
+    """A run directory's name: its classes and seed for people, its hash for certainty."""
+    groups = ("data", "model", "schedule", "target", "weighting", "timesteps")
+    names = [str(identity[group]["_target_"]).rpartition(".")[2].lower() for group in groups]
+    return "-".join([*names, f"s{identity['seed']}", digest(identity)])
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that results may depend on."""
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("denoiselab", *PACKAGES)},
+    }
+
+
+def git_revision() -> str | None:
+    """The commit of the folder that the command was given in, with "+" if it had changes; None outside git."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def hardware() -> str:
+    """The machine, in words."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return f"{os.cpu_count()} CPU cores ({platform.machine()})" + "".join(f", {gpu}" for gpu in gpus)
+
+
+class RunFolder:
+    """RUN/ with identity.json, config.yaml, record.json, status.json and run.lock.
+
+    Args:
+        path: the directory; made by ``open``.
+        identity: what its result is determined by.
+    """
+
+    def __init__(self, path: Path, identity: dict[str, Any]):
+        self.path, self.identity = path, identity
+        self.started = time.time()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run; one process at a time, stale locks of dead processes on this host taken over.
+
+        Raises:
+            RunHeld: another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o750)
+        lock = self.path / "run.lock"
+        mine = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
+        while True:
+            try:
+                descriptor = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o640)
+            except FileExistsError:
+                self._take_over(lock)
+            else:
+                with os.fdopen(descriptor, "w") as file:
+                    file.write(mine)
+                break
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+    def _take_over(self, lock: Path) -> None:
+        """Remove the lock of a dead process, or say who holds it."""
+        try:
+            holder = json.loads(lock.read_text())
+            age = time.time() - lock.stat().st_mtime
+        except FileNotFoundError:
+            return
+        except json.JSONDecodeError:  # being written this moment, or torn by a crash
+            holder, age = {}, time.time() - lock.stat().st_mtime
+            if age < 5:
+                time.sleep(0.1)
+                return
+        if holder.get("host") == socket.gethostname() and _alive(holder.get("pid", -1)):
+            raise RunHeld(f"{self.path}: process {holder['pid']} on {holder['host']} works on this run")
+        if holder.get("host") not in (None, socket.gethostname()):
+            raise RunHeld(
+                f"{self.path}: held by process {holder.get('pid')} on {holder['host']} since {age:.0f} s; if that is "
+                f"gone, remove {lock}"
+            )
+        lock.unlink(missing_ok=True)
+
+    def describe(self, config_yaml: str, record: dict[str, Any]) -> None:
+        """Write identity, configuration and record: who made this, with what."""
+        write_text(self.path / "identity.json", json.dumps(self.identity, indent=2) + "\n")
+        write_text(self.path / "config.yaml", config_yaml)
+        made = {
+            "command": " ".join(["denoiselab", *map(_quoted, sys.argv[1:])]),
+            "git": git_revision(),
+            "versions": versions(),
+            "hardware": hardware(),
+            **record,
+        }
+        write_text(self.path / "record.json", json.dumps(made, indent=2) + "\n")
+
+    def status(self, state: str, step: int, max_steps: int, error: str | None = None) -> None:
+        """Write status.json; state is running, done, failed or preempted."""
+        content = {
+            "state": state,
+            "step": step,
+            "max_steps": max_steps,
+            "error": error,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": datetime.fromtimestamp(self.started, UTC).isoformat(timespec="seconds"),
+            "seconds": round(time.time() - self.started, 1),
+        }
+        write_text(self.path / "status.json", json.dumps(content, indent=2) + "\n")
+
+    def move_aside(self) -> Path | None:
+        """Rename the directory to NAME.old-TIME, if it exists."""
+        if not self.path.exists():
+            return None
+        aside = self.path.with_name(f"{self.path.name}.old-{datetime.now(UTC):%Y%m%dT%H%M%S}")
+        return self.path.rename(aside)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid > 0
+
+
+def _quoted(word: str) -> str:
+    import shlex
+
+    return shlex.quote(word)

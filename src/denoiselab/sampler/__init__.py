@@ -1,0 +1,20 @@
+"""Samplers: from noise to data along any schedule."""
+
+from denoiselab.sampler.base import Sampler, State
+from denoiselab.sampler.ddim import DDIM, DDPM
+from denoiselab.sampler.heun import Heun
+from denoiselab.sampler.spacing import Karras, Leading, Linspace, LogSNR, Spacing, Trailing
+
+__all__ = [
+    "DDIM",
+    "DDPM",
+    "Heun",
+    "Karras",
+    "Leading",
+    "Linspace",
+    "LogSNR",
+    "Sampler",
+    "Spacing",
+    "State",
+    "Trailing",
+]

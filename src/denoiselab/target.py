@@ -1,0 +1,84 @@
+"""Prediction targets: what the network regresses, ``y = a_t x_0 + b_t eps``.
+
+A target is its one method ``coefficients(alpha_t, sigma_t) -> (a_t, b_t)``, homogeneous of degree 0 in
+(alpha, sigma); the estimate of x_0, of eps, and the exchange rate between their squared errors follow.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, ones_like, zeros_like
+
+
+class Target:
+    """y = a_t x_0 + b_t eps."""
+
+    snr_weight: str
+    """The weight that the plain MSE of this target puts on the squared x_0 error, as a formula."""
+
+    def coefficients(self, alpha_t: Tensor, sigma_t: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def __call__(self, x_0: Tensor, eps: Tensor, alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
+        """The regression target y."""
+        a_t, b_t = self.coefficients(alpha_t, sigma_t)
+        return a_t * x_0 + b_t * eps
+
+    def to_x_0(self, y: Tensor, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
+        """x_0 = (b_t x_t - sigma_t y) / (alpha_t b_t - sigma_t a_t): the two linear equations solved for x_0."""
+        a_t, b_t = self.coefficients(alpha_t, sigma_t)
+        return (b_t * x_t - sigma_t * y) / (alpha_t * b_t - sigma_t * a_t)
+
+    def to_eps(self, y: Tensor, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
+        """eps = (alpha_t y - a_t x_t) / (alpha_t b_t - sigma_t a_t)."""
+        a_t, b_t = self.coefficients(alpha_t, sigma_t)
+        return (alpha_t * y - a_t * x_t) / (alpha_t * b_t - sigma_t * a_t)
+
+    def precision(self, alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
+        """((alpha_t b_t - sigma_t a_t) / sigma_t)^2, so that |y_hat - y|^2 = precision |x_0_hat - x_0|^2."""
+        a_t, b_t = self.coefficients(alpha_t, sigma_t)
+        return ((alpha_t * b_t - sigma_t * a_t) / sigma_t) ** 2
+
+
+class X0(Target):
+    """y = x_0: the denoised sample itself.
+
+    >>> import torch
+    >>> X0().coefficients(torch.tensor(0.8), torch.tensor(0.6))
+    (tensor(1.), tensor(0.))
+    """
+
+    snr_weight = "1"
+
+    def coefficients(self, alpha_t: Tensor, sigma_t: Tensor) -> tuple[Tensor, Tensor]:
+        return ones_like(alpha_t), zeros_like(alpha_t)
+
+
+class Eps(Target):
+    """y = eps: the noise (Ho et al. 2020, arXiv:2006.11239, eq. 14). Its MSE weighs the x_0 error by the SNR.
+
+    >>> import torch
+    >>> Eps().precision(torch.tensor(0.8), torch.tensor(0.6))       # SNR = 0.64 / 0.36
+    tensor(1.7778)
+    """
+
+    snr_weight = "SNR"
+
+    def coefficients(self, alpha_t: Tensor, sigma_t: Tensor) -> tuple[Tensor, Tensor]:
+        return zeros_like(alpha_t), ones_like(alpha_t)
+
+
+class V(Target):
+    """y = (alpha_t eps - sigma_t x_0) / sqrt(alpha_t^2 + sigma_t^2): the velocity (Salimans and Ho 2022,
+    arXiv:2202.00512, section 4 and appendix D). Its MSE weighs the x_0 error by SNR + 1, and to_x_0 divides by
+    nothing that vanishes.
+
+    >>> import torch
+    >>> V().precision(torch.tensor(0.8), torch.tensor(0.6))         # SNR + 1
+    tensor(2.7778)
+    """
+
+    snr_weight = "SNR + 1"
+
+    def coefficients(self, alpha_t: Tensor, sigma_t: Tensor) -> tuple[Tensor, Tensor]:
+        norm = (alpha_t**2 + sigma_t**2).sqrt()
+        return -sigma_t / norm, alpha_t / norm

@@ -1,0 +1,322 @@
+"""One run from its configuration to its evaluation."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins import CheckpointIO
+
+from denoiselab import checkpoint
+from denoiselab.callbacks import Checkpoints, ProgressBar, TrainingMetrics
+from denoiselab.compose import Composed, to_yaml
+from denoiselab.errors import CheckpointError, UserError
+from denoiselab.evaluation import address, evaluate
+from denoiselab.experiment import Parts, identity, resolve
+from denoiselab.loggers import JsonLines
+from denoiselab.module import Diffusion, Feed
+from denoiselab.rng import mix
+from denoiselab.run import Run, find_checkpoint
+from denoiselab.run_folder import RunFolder, slug
+from denoiselab.schedule import Schedule
+from denoiselab.version import CHECKPOINT_VERSION
+
+
+class AtomicIO(CheckpointIO):
+    """Lightning's door to our checkpoint files."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        _save(checkpoint, Path(path))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return checkpoint.load(Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+_save = checkpoint.save
+
+
+class Job:
+    """A run that is composed and checked, and can be started.
+
+    Args:
+        composed: the configuration.
+
+    Raises:
+        UserError: the configuration cannot work; nothing was written.
+    """
+
+    def __init__(self, composed: Composed):
+        self.composed = composed
+        self.config = resolve(composed)
+        config = self.config
+        parts = Parts(config)
+        parts.check()
+        self.start = _initial(config, parts.schedule) if config["init_from"] else None
+        sha = f"{config['init_weights']}:{checkpoint.sha256(self.start)}" if self.start else None
+        self.identity = identity(config, sha)
+        self.evaluation_address = address(config)
+        self.folder = RunFolder(Path(config["output_dir"]) / config["name"] / slug(self.identity), self.identity)
+        self.rank_zero = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+        self._check_batch()
+
+    def _check_batch(self) -> None:
+        """The global batch must divide evenly; a bare Trainer knows what devices=auto means."""
+        world = self._trainer([], []).world_size
+        trainer, batch = self.config["trainer"], self.config["data"]["batch_size"]
+        if batch % (world * trainer["accumulate"]):
+            raise UserError(
+                f"data.batch_size={batch}: the global batch must divide by devices x accumulate = {world} x "
+                f"{trainer['accumulate']}"
+            )
+
+    def _trainer(self, callbacks: list[pl.Callback], loggers: list[Logger]) -> pl.Trainer:
+        quiet()
+        config = self.config["trainer"]
+        try:
+            return pl.Trainer(
+                accelerator=config["accelerator"],
+                devices=config["devices"],
+                strategy=config["strategy"],
+                precision=config["precision"],
+                max_steps=config["max_steps"],
+                max_epochs=-1,
+                accumulate_grad_batches=config["accumulate"],
+                deterministic=config["deterministic"],
+                callbacks=callbacks,
+                logger=loggers,
+                plugins=[AtomicIO()],
+                default_root_dir=self.folder.path if hasattr(self, "folder") else None,
+                # The stream shards itself, evaluations are callbacks, and saving is ours.
+                use_distributed_sampler=False,
+                limit_val_batches=0,
+                num_sanity_val_steps=0,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            )
+        except (ValueError, RuntimeError, pl.utilities.exceptions.MisconfigurationException) as error:
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+
+    def run(self) -> None:
+        """Train to max_steps from wherever the run stands, then evaluate."""
+        if not self.rank_zero:
+            self._fit()
+            return
+        if self.config["rerun"]:
+            moved = self.folder.move_aside()
+            if moved:
+                say(f"moved the old run to {moved}")
+        with self.folder.locked():
+            step = 0
+            try:
+                step = self._fit()
+                self._evaluate()
+            except BaseException as error:
+                state = "preempted" if hasattr(error, "signum") else "failed"
+                text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                self.folder.status(state, self.step, self.config["trainer"]["max_steps"], text)
+                raise
+            self.folder.status("done", step, self.config["trainer"]["max_steps"])
+        say(f"run: {self.folder.path}")
+
+    step = 0
+    """The optimizer step that the run stands at."""
+
+    def _fit(self) -> int:
+        """Train if there is anything left to do; the step reached."""
+        config, trainer_config = self.config, self.config["trainer"]
+        if trainer_config["threads"]:
+            torch.set_num_threads(trainer_config["threads"])
+        torch.set_float32_matmul_precision(trainer_config["matmul_precision"])
+        steps, path = trainer_config["max_steps"], self.folder.path
+        resume = checkpoint.newest(path / "checkpoints", warn=lambda line: say(f"warning: {line}"))
+        if resume is not None:
+            self._check_ours(*resume)
+            self.step = resume[1]["global_step"]
+        if self.step >= steps:
+            say(f"{path.name}: {self.step} steps already done")
+            return self.step
+
+        torch.manual_seed(mix(config["seed"], "init"))
+        parts = Parts(config, folder=path)
+        module = Diffusion(
+            denoiser=parts.denoiser,
+            schedule=parts.schedule,
+            loss=parts.loss,
+            timesteps=parts.timesteps,
+            drop=parts.drop,
+            codec=parts.codec,
+            ema=parts.make("ema"),
+            optimizer=parts.make("optimizer"),
+            lr_schedule=parts.make("lr_schedule"),
+            seed=config["seed"],
+            batch_size=parts.data.batch_size,
+            gradient_clip=trainer_config["gradient_clip"],
+        )
+        if self.start and resume is None:
+            for line in start_from(module, self.start, config):
+                say(line)
+        record = {
+            "version": CHECKPOINT_VERSION,
+            "config": to_yaml(self.composed),
+            "identity": self.identity,
+            "interface": parts.interface,
+        }
+        loggers = self._loggers(parts)
+        callbacks = [
+            TrainingMetrics(trainer_config["log_every"]),
+            *parts.callbacks(path),
+            ProgressBar(),
+            Checkpoints(path, record, trainer_config["checkpoint_every"]),
+        ]
+        if self.rank_zero:
+            self._announce(module, parts)
+        trainer = self._trainer(callbacks, loggers)
+        # A rank that Lightning starts repeats this job's own options, never a sweep's.
+        arguments, sys.argv = sys.argv, [sys.argv[0], "train", *self._own_arguments()]
+        try:
+            trainer.fit(
+                module,
+                datamodule=Feed(parts.data, config["seed"], self.step),
+                ckpt_path=resume[0] if resume else None,
+                weights_only=True,
+            )
+        finally:
+            self.step = max(self.step, trainer.global_step)
+            sys.argv = arguments
+            _finish(loggers, failed=sys.exc_info()[0] is not None)
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+        return self.step
+
+    def _own_arguments(self) -> list[str]:
+        folder = self.composed.config_dir
+        return [*(["--config-dir", str(folder)] if folder else []), *self.composed.overrides]
+
+    def _check_ours(self, file: Path, content: dict[str, Any]) -> None:
+        if content["denoiselab"].get("identity") != self.identity:
+            raise CheckpointError(f"{file}: belongs to another run than {self.folder.path.name}; move it away")
+
+    def _loggers(self, parts: Parts) -> list[Logger]:
+        path = self.folder.path
+        shared = {"save_dir": path, "id": path.name.rpartition("-")[2], "name": path.name}
+        nodes = self.config["logger"].items()
+        return [
+            JsonLines(path, self.step),
+            *(parts.make(f"logger.{k}", node, **shared) for k, node in nodes if node),
+        ]
+
+    def _announce(self, module: Diffusion, parts: Parts) -> None:
+        """Say what is about to run, and write it down."""
+        parameters = sum(p.numel() for p in module.denoiser.parameters())
+        facts = {
+            "choices": self.composed.choices,
+            "overrides": self.composed.overrides,
+            "parameters": parameters,
+            "loss": module.loss.formula,
+            "weight": parts.weighting.formula,
+            "sizes": {"train": len(parts.data.train), "held_out": len(parts.data.held_out)},
+            "matmul_precision": self.config["trainer"]["matmul_precision"],
+            "threads": torch.get_num_threads(),
+        }
+        self.folder.describe(to_yaml(self.composed), facts)
+        self.folder.status("running", self.step, self.config["trainer"]["max_steps"])
+        say(f"{self.folder.path}")
+        say(
+            f"{parameters:,} parameters; {len(parts.data.train):,} training samples in batches of "
+            f"{parts.data.batch_size}; loss {module.loss.formula}"
+        )
+        steps = self.config["trainer"]["max_steps"]
+        say(f"continuing at step {self.step} of {steps}" if self.step else f"training for {steps} steps")
+
+    def _evaluate(self) -> None:
+        """Measure the run as the command asks, unless that was done before."""
+        config = self.config
+        parts = Parts(config)
+        file = find_checkpoint(self.folder.path)
+        content = checkpoint.load(file)
+        weights = config["evaluation"]["weights"]
+        from denoiselab.run import load_weights
+
+        load_weights(parts.denoiser, content["state_dict"], weights, file)
+        run = Run(parts, parts.denoiser, content["global_step"], weights, self.folder.path, content["denoiselab"])
+        evaluate(run, parts, rerun=False)
+
+
+def start_from(module: Diffusion, file: Path, config: dict[str, Any]) -> list[str]:
+    """Load what fits of another run's weights into the denoiser and its EMA; lines that say what did not.
+
+    Raises:
+        UserError: nothing fits, or something does not and ``init_mismatch`` is not ``allow``.
+    """
+    content = checkpoint.load(file)
+    from denoiselab.run import PREFIX
+
+    prefix = PREFIX[config["init_weights"]]
+    theirs = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
+    own = module.denoiser.state_dict()
+    fitting = {k: v for k, v in theirs.items() if k in own and own[k].shape == v.shape}
+    misfits = sorted((own.keys() | theirs.keys()) - fitting.keys())
+    if not fitting:
+        raise UserError(f"init_from={file}: none of its weights fit this model")
+    if misfits and config["init_mismatch"] != "allow":
+        raise UserError(
+            f"init_from={file}: {len(misfits)} weights do not match ({', '.join(misfits[:5])}, ...); "
+            "init_mismatch=allow starts from the rest"
+        )
+    for model in (module.denoiser, module.ema.model):
+        model.load_state_dict({**own, **fitting})
+    lines = [f"starting from the {config['init_weights']} weights of {file} (step {content['global_step']})"]
+    return lines + ([f"not matched, left at their initial values: {', '.join(misfits)}"] if misfits else [])
+
+
+def _initial(config: dict[str, Any], schedule: Schedule) -> Path:
+    """The checkpoint to start from; refused if its schedule or target is another, unless that is allowed."""
+    file = find_checkpoint(config["init_from"])
+    content = checkpoint.load(file)["denoiselab"]
+    if config["init_mismatch"] != "allow":
+        differing = {
+            "schedule": (content["fingerprint"], schedule.fingerprint),
+            "target": (content["identity"]["target"]["_target_"], config["target"]["_target_"]),
+        }
+        for what, (theirs, ours) in differing.items():
+            if theirs != ours:
+                raise UserError(
+                    f"init_from={file}: trained with {what} {theirs}, this run has {ours}; init_mismatch=allow says "
+                    "that is meant"
+                )
+    return file
+
+
+def _finish(loggers: list[Logger], failed: bool) -> None:
+    """Close loggers, so that a next job of the same process starts its own and a failed one is marked so."""
+    for logger in loggers:
+        logger.finalize("failed" if failed else "success")
+    if "wandb" in sys.modules:
+        import wandb
+
+        if wandb.run is not None:
+            wandb.finish(exit_code=1 if failed else 0)
+
+
+def quiet() -> None:
+    """Lightning's tips and its warnings about choices that are made on purpose."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+
+
+def say(line: str) -> None:
+    """A line for the person at the terminal."""
+    print(line, file=sys.stderr, flush=True)
