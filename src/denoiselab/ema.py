@@ -38,7 +38,7 @@ class EMA(nn.Module):
         pull = torch.full((), 1 - self.decay, device=self.updates.device)
         if self.warmup:
             pull = torch.maximum(pull, 9 / (10 + self.updates))
-        averages = list(self.model.parameters())
+        averages: list[Tensor] = [*self.model.parameters()]
         live = [p.detach().to(a.dtype) for p, a in zip(model.parameters(), averages, strict=True)]
         torch._foreach_add_(averages, torch._foreach_mul(torch._foreach_sub(live, averages), pull))
         for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):

@@ -99,6 +99,8 @@ class Parts:
             return made
         except InstantiationException as error:
             cause = error.__cause__ or error
+            if isinstance(cause, UserError):
+                raise cause from None
             raise UserError(f"{group}.{_one_line(cause)}") from cause
         except (ValueError, TypeError) as error:
             if isinstance(error, UserError):
@@ -224,6 +226,7 @@ class Parts:
         check_evaluation(config)
         for name in ("drop", "denoiser", "loss", "timesteps", "guidance", "metrics"):
             getattr(self, name)
+        self.make("guidance", denoiser=self.denoiser)
         self.check_sampler()
         self.make("optimizer", params=list(self.denoiser.parameters()))
         self.make("lr_schedule")
@@ -232,8 +235,9 @@ class Parts:
 
     def check_sampler(self) -> None:
         """The sampler's levels exist on the schedule."""
+        sampler, schedule = self.sampler, self.schedule
         try:
-            self.sampler.levels(self.schedule)
+            sampler.levels(schedule)
         except ValueError as error:
             raise UserError(f"sampler.{_one_line(error)}") from None
 

@@ -174,8 +174,8 @@ class Feed(pl.LightningDataModule):
         )
         return torch.utils.data.DataLoader(
             self.data.train,
-            batch_sampler=stream,  # type: ignore[arg-type]
-            collate_fn=_whole,
+            batch_sampler=stream,
+            collate_fn=_whole,  # pyright: ignore[reportArgumentType]
             num_workers=self.data.workers,
             persistent_workers=self.data.workers > 0,
             pin_memory=torch.cuda.is_available(),

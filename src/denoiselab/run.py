@@ -56,9 +56,9 @@ def load(path: str | Path, weights: str = "ema") -> Run:
         CheckpointError: missing, damaged or foreign file.
 
     >>> import denoiselab
-    >>> run = denoiselab.load(example_run)                                        # doctest: +SKIP
-    >>> images = run.sample(n=16, label=3, sampler="ddim", steps=20, scale=2.0)   # doctest: +SKIP
-    >>> images.shape                                                              # doctest: +SKIP
+    >>> run = denoiselab.load(example_run)
+    >>> images = run.sample(n=16, label=3, sampler="ddim", steps=20, scale=2.0)
+    >>> images.shape
     torch.Size([16, 1, 8, 8])
     """
     if weights not in PREFIX:

@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from denoiselab import checkpoint
 from denoiselab.callbacks import Checkpoints, ProgressBar, TrainingMetrics
@@ -71,7 +72,7 @@ class Job:
 
     def _check_batch(self) -> None:
         """The global batch must divide evenly; a bare Trainer knows what devices=auto means."""
-        world = self._trainer([], []).world_size
+        world = self.make_trainer([], []).world_size
         trainer, batch = self.config["trainer"], self.config["data"]["batch_size"]
         if batch % (world * trainer["accumulate"]):
             raise UserError(
@@ -79,7 +80,7 @@ class Job:
                 f"{trainer['accumulate']}"
             )
 
-    def _trainer(self, callbacks: list[pl.Callback], loggers: list[Logger]) -> pl.Trainer:
+    def make_trainer(self, callbacks: list[pl.Callback], loggers: list[Logger]) -> pl.Trainer:
         quiet()
         config = self.config["trainer"]
         try:
@@ -104,13 +105,13 @@ class Job:
                 enable_progress_bar=False,
                 enable_model_summary=False,
             )
-        except (ValueError, RuntimeError, pl.utilities.exceptions.MisconfigurationException) as error:
+        except (ValueError, RuntimeError, MisconfigurationException) as error:
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
     def run(self) -> None:
         """Train to max_steps from wherever the run stands, then evaluate."""
         if not self.rank_zero:
-            self._fit()
+            self.fit()
             return
         if self.config["rerun"]:
             moved = self.folder.move_aside()
@@ -119,7 +120,7 @@ class Job:
         with self.folder.locked():
             step = 0
             try:
-                step = self._fit()
+                step = self.fit()
                 self._evaluate()
             except BaseException as error:
                 state = "preempted" if hasattr(error, "signum") else "failed"
@@ -132,7 +133,7 @@ class Job:
     step = 0
     """The optimizer step that the run stands at."""
 
-    def _fit(self) -> int:
+    def fit(self) -> int:
         """Train if there is anything left to do; the step reached."""
         config, trainer_config = self.config, self.config["trainer"]
         if trainer_config["threads"]:
@@ -181,9 +182,11 @@ class Job:
         ]
         if self.rank_zero:
             self._announce(module, parts)
-        trainer = self._trainer(callbacks, loggers)
-        # A rank that Lightning starts repeats this job's own options, never a sweep's.
+        trainer = self.make_trainer(callbacks, loggers)
+        # A rank that Lightning starts repeats this job's own options, never a sweep's; and what Lightning leaves in
+        # the environment must not make the next job of a sweep wait for ranks that somebody else would start.
         arguments, sys.argv = sys.argv, [sys.argv[0], "train", *self._own_arguments()]
+        environment = dict(os.environ)
         try:
             trainer.fit(
                 module,
@@ -194,6 +197,8 @@ class Job:
         finally:
             self.step = max(self.step, trainer.global_step)
             sys.argv = arguments
+            os.environ.clear()
+            os.environ.update(environment)
             _finish(loggers, failed=sys.exc_info()[0] is not None)
             if torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()

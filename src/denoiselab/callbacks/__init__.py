@@ -1,6 +1,6 @@
 """Callbacks: everything that happens beside the training step."""
 
-from denoiselab.callbacks.base import Periodic
+from denoiselab.callbacks.base import Evaluation, Periodic
 from denoiselab.callbacks.buckets import LossBuckets
 from denoiselab.callbacks.checkpoints import Checkpoints
 from denoiselab.callbacks.metrics import TrainingMetrics
@@ -10,6 +10,7 @@ from denoiselab.callbacks.throughput import Throughput
 
 __all__ = [
     "Checkpoints",
+    "Evaluation",
     "GuidanceSweep",
     "LossBuckets",
     "Periodic",

@@ -42,7 +42,7 @@ def show(trainer: pl.Trainer, folder: Path, name: str, picture: Image.Image) -> 
 
 
 class Periodic(pl.Callback):
-    """Calls ``run`` after every ``every``-th optimizer step and after the last, with the training clock paused.
+    """Calls ``run`` after every ``every``-th optimizer step and after the last.
 
     Args:
         every: optimizer steps, >= 1.
@@ -59,6 +59,14 @@ class Periodic(pl.Callback):
 
     def run(self, trainer: pl.Trainer, module: Diffusion) -> None:
         raise NotImplementedError
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        if self.due(trainer, pl_module):
+            self.run(trainer, pl_module)
+
+
+class Evaluation(Periodic):
+    """Periodic work that is not training: the training clock stands still during ``run``."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         if self.due(trainer, pl_module):

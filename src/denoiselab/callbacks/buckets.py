@@ -7,13 +7,13 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor
 
-from denoiselab.callbacks.base import Periodic, log
+from denoiselab.callbacks.base import Evaluation, log
 from denoiselab.data.base import Data
 from denoiselab.metrics.loss_by_t import Buckets, held_out_losses
 from denoiselab.module import Diffusion
 
 
-class LossBuckets(Periodic):
+class LossBuckets(Evaluation):
     """Mean squared error of x_0, eps and v per bucket of t, on the training batches and on held-out data.
 
     Training: every batch is added on the device, and reduced over ranks once per row. Held out: each sample at
@@ -45,7 +45,7 @@ class LossBuckets(Periodic):
         def reduced(buckets: Buckets) -> Buckets:
             return Buckets.of(trainer.strategy.reduce(buckets.sums, reduce_op="sum"))
 
-        values = reduced(self.train).row("buckets/train")
+        values: dict[str, Any] = reduced(self.train).row("buckets/train")
         self.train = Buckets(self.train.count)
         place = {"rank": trainer.global_rank, "world": trainer.world_size}
         for name, denoiser in {"val": module.ema.model, "val_raw": module.denoiser}.items():

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from denoiselab.callbacks.base import Periodic, show
+from denoiselab.callbacks.base import Evaluation, show
 from denoiselab.data.base import Data
 from denoiselab.guidance import CFG, DenoiserLike
 from denoiselab.module import Diffusion
@@ -19,7 +19,7 @@ from denoiselab.rng import Noise
 from denoiselab.sampler import Sampler
 
 
-class SampleGrid(Periodic):
+class SampleGrid(Evaluation):
     """n samples of the EMA weights from fixed noise, with labels 0, 1, 2, ... in turn: one column per class.
 
     Args:

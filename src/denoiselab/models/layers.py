@@ -37,7 +37,8 @@ class Embedding(nn.Module):
     def forward(self, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
         angles = c_noise.float()[:, None] * NOISE_SCALE * self.frequencies.float()  # (B, half)
         sinusoids = torch.cat([angles.cos(), angles.sin()], dim=1)  # (B, channels)
-        h = self.mlp(sinusoids.to(self.mlp[0].weight.dtype))  # (B, width)
+        dtype = next(self.mlp.parameters()).dtype
+        h = self.mlp(sinusoids.to(dtype))  # (B, width)
         if self.label is None:
             return h
         if label is None:

@@ -83,7 +83,7 @@ class UNet(nn.Module):
                 side *= 2
 
         self.last = nn.Sequential(nn.GroupNorm(32, c), nn.SiLU(), zeroed(nn.Conv2d(c, image_channels, 3, padding=1)))
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
         embedding = F.silu(self.embedding(c_noise, label))  # (B, 4 channels)

@@ -81,8 +81,10 @@ class LogSNR(Spacing):
     """Uniform in log-SNR from t = 1 to t = 0 (Lu et al. 2022, arXiv:2206.00927, section 3.4)."""
 
     def times(self, schedule: Schedule, steps: int) -> Tensor:
-        ends = schedule.log_snr(torch.tensor([1.0, 0.0], dtype=torch.float64, device=schedule.device)).tolist()
-        times = schedule.inverse(torch.linspace(*ends, steps, dtype=torch.float64, device=schedule.device))
+        ends = torch.tensor([1.0, 0.0], dtype=torch.float64, device=schedule.device)
+        noisiest, cleanest = schedule.log_snr(ends).tolist()
+        log_snr = torch.linspace(noisiest, cleanest, steps, dtype=torch.float64, device=schedule.device)
+        times = schedule.inverse(log_snr)
         times[0] = 1.0
         return times
 

@@ -1,0 +1,40 @@
+# make demo: train, sample, evaluate and report on real digits.  make test: every check.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check format bench proofs clean
+.DELETE_ON_ERROR:
+
+demo: .venv/installed
+	scripts/demo.sh
+
+test: check
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+check: .venv/installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+format: .venv/installed
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# Training, alternating with a bare PyTorch loop in one run.
+bench: .venv/installed
+	$(BIN)/python scripts/bench_overhead.py
+
+# What takes minutes: kill -9 at many points, each compared bit for bit.
+proofs: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m slow
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python >= 3.11 is needed, $(PYTHON) is older; name another with make PYTHON=/path/to/python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist

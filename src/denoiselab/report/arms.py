@@ -1,0 +1,289 @@
+"""Arms: runs that differ in nothing but the seed, measured in one way; their means, and which may be ranked."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from denoiselab.report.axes import axes, key, kind
+from denoiselab.report.runs import Evaluation, Record, Run, finite
+from denoiselab.report.statistics import mean_ci, number, plain
+
+LOSSES = ("held_out_loss", "val/loss")
+"""Measurements that need no samples, and that depend on what the loss was."""
+
+
+@dataclass
+class Group:
+    """Runs trained alike but for the seed."""
+
+    runs: list[Run]
+    axes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return trained(self.runs[0])
+
+    @property
+    def label(self) -> str:
+        return _label(self.axes) or ("all runs" if len(self.runs) > 1 else self.runs[0].name)
+
+    @property
+    def counted(self) -> list[Run]:
+        """One run per seed: those that are done, or all while none is."""
+        return _by_seed([run for run in self.runs if run.state == "done"] or self.runs)
+
+
+@dataclass
+class Cell:
+    """A measurement of an arm, over its seeds."""
+
+    name: str
+    values: list[float]
+    better: str
+    controls: dict[str, float]
+    basis: list[dict[str, str]]
+    """Per seed, what the number depends on beside the arm's axes, as text: numbers compare if these agree."""
+    best: bool = False
+
+    @property
+    def mixed(self) -> list[str]:
+        """Parts of the basis that the arm's own seeds disagree on; there is no mean then."""
+        return _disagreements(self.basis)
+
+    @property
+    def mean(self) -> float | None:
+        return None if self.mixed or not self.values else mean_ci(self.values)[0]
+
+    @property
+    def half(self) -> float | None:
+        """Half the width of the 95% interval of the mean; None for one seed."""
+        return None if self.mean is None else mean_ci(self.values)[1]
+
+    @property
+    def text(self) -> str:
+        if self.mixed:
+            return f"not averaged: seeds differ in {', '.join(self.mixed)}"
+        return number(self.mean) + (f" ± {number(self.half, 2)}" if self.half is not None else "")
+
+    @property
+    def control(self) -> str:
+        """What real data gives."""
+        shown = {name: value for name, value in self.controls.items() if not name.endswith("_std")}
+        spread = {name: self.controls.get(f"{name}_std") for name in shown}
+        return ", ".join(
+            f"{name} {number(value)}" + (f" ± {number(spread[name], 2)}" if spread[name] is not None else "")
+            for name, value in shown.items()
+        )
+
+
+@dataclass
+class Arm:
+    """A group measured in one way, or not measured by samples at all (``protocol`` None)."""
+
+    group: Group
+    protocol: dict[str, Any] | None
+    step: int
+    members: list[tuple[Run, Evaluation | None]]
+    """One per seed."""
+    axes: dict[str, str] = field(default_factory=dict)
+    cells: dict[str, Cell] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        return _label(self.axes) or self.group.label
+
+    @property
+    def seeds(self) -> int:
+        return len(self.members)
+
+    @property
+    def calls(self) -> Any:
+        """Network calls of one sample."""
+        return (self.protocol or {}).get("nfe")
+
+    @property
+    def protocol_text(self) -> str:
+        """How the samples were made, in a line."""
+        if self.protocol is None:
+            return f"no samples, EMA weights, step {self.step}"
+        return ", ".join(text for text in protocol_facts(self.protocol).values() if text)
+
+
+@dataclass
+class Table:
+    """All arms, with the names of the settings that vary and of what was measured."""
+
+    arms: list[Arm]
+    groups: list[Group]
+    axes: list[str]
+    metrics: list[str]
+    notes: list[str]
+
+
+def trained(run: Run) -> dict[str, Any]:
+    """What determines a run's result, but for its seed."""
+    return {name: value for name, value in run.identity.items() if name != "seed"}
+
+
+def dataset(run: Run) -> Any:
+    """The data that a run learns, however it is batched."""
+    data = run.identity.get("data")
+    return {k: v for k, v in data.items() if k not in ("batch_size", "workers")} if isinstance(data, dict) else data
+
+
+def protocol_facts(protocol: dict[str, Any]) -> dict[str, str]:
+    """The parts of a protocol that every number is quoted with."""
+    sampler, guidance = protocol.get("sampler"), protocol.get("guidance")
+    scale = guidance.get("scale") if isinstance(guidance, dict) else None
+    steps = sampler.get("steps") if isinstance(sampler, dict) else None
+    weights = str(protocol.get("weights", "unknown"))
+    return {
+        "n": f"n = {plain(protocol.get('n'))}",
+        "guidance": f"guidance scale {plain(scale)}" if scale is not None else "no guidance",
+        "sampler": f"{kind(sampler) or 'unknown sampler'}, {plain(steps)} steps",
+        "weights": f"{'EMA' if weights == 'ema' else plain(weights)} weights",
+        "labels": f"labels {plain(protocol['label_policy'])}" if protocol.get("label_policy") else "",
+        "step": f"trained {plain(protocol.get('step'))} steps",
+    }
+
+
+def tabulate(runs: list[Run]) -> Table:
+    """The arms of runs; those that failed or go on and were not evaluated have no part in it."""
+    groups = _groups([run for run in runs if run.identity])
+    arms = [arm for group in groups for arm in _arms(group)]
+    names = _name_axes(groups, arms)
+    arms.sort(key=lambda arm: [_natural(arm.axes[name]) for name in names])
+    metrics = list(dict.fromkeys(name for arm in arms for name in arm.cells))
+    notes = [note for name in metrics if (note := rank([arm.cells[name] for arm in arms if name in arm.cells]))]
+    repeats = sum(len(group.runs) for group in groups) - sum(len(_by_seed(group.runs)) for group in groups)
+    if repeats:
+        notes.append(f"{repeats} of the runs repeat a seed of the same arm; each seed is counted once.")
+    return Table(arms, groups, names, metrics, notes)
+
+
+def rank(cells: list[Cell]) -> str | None:
+    """Mark the best of a column where its numbers are comparable; otherwise the sentence that says why not."""
+    cells = [cell for cell in cells if cell.mean is not None]
+    directions = {cell.better for cell in cells}
+    means = {cell.mean for cell in cells}
+    if len(means) < 2 or directions == {"none"}:
+        return None
+    differing = _disagreements([cell.basis[0] for cell in cells])
+    if len(directions) > 1:
+        differing.append("which direction is better")
+    if differing:
+        return f"{cells[0].name} is not ranked: arms differ in {', '.join(differing)}."
+    best = min(means) if directions == {"lower"} else max(means)  # type: ignore[type-var]
+    for cell in cells:
+        cell.best = cell.mean == best
+    return None
+
+
+def _groups(runs: list[Run]) -> list[Group]:
+    found: dict[str, Group] = {}
+    for run in runs:
+        found.setdefault(key(trained(run)), Group([])).runs.append(run)
+    groups = list(found.values())
+    columns = axes([group.identity for group in groups])
+    for i, group in enumerate(groups):
+        group.axes = {name: column[i] for name, column in columns.items()}
+    return sorted(groups, key=lambda group: [_natural(text) for text in group.axes.values()])
+
+
+def _arms(group: Group) -> list[Arm]:
+    found: dict[str, Arm] = {}
+    for run in sorted(group.runs, key=lambda run: run.state != "done"):
+        measured: list[Evaluation | None] = [*run.evaluations] or ([None] if run.state == "done" else [])
+        for evaluation in measured:
+            protocol = None if evaluation is None else _address(evaluation.protocol)
+            step = run.step if protocol is None else int(finite(protocol.get("step")) or 0)
+            arm = found.setdefault(key([protocol, step]), Arm(group, protocol, step, []))
+            if run.seed not in [member.seed for member, _ in arm.members]:
+                arm.members.append((run, evaluation))
+    for arm in found.values():
+        arm.members.sort(key=lambda pair: _natural(plain(pair[0].seed)))
+        arm.cells = _cells(arm)
+    return list(found.values())
+
+
+def _address(protocol: dict[str, Any]) -> dict[str, Any]:
+    """A protocol without what is not part of it: seeds evaluated by different versions are one arm."""
+    return {name: value for name, value in protocol.items() if name != "versions"}
+
+
+def _cells(arm: Arm) -> dict[str, Cell]:
+    cells: dict[str, Cell] = {}
+    for run, evaluation in arm.members:
+        for record in [_last_loss(run)] if evaluation is None else evaluation.records:
+            if record.value is None:
+                continue
+            cell = cells.setdefault(record.name, Cell(record.name, [], record.better, record.controls, []))
+            cell.values.append(record.value)
+            cell.basis.append(_basis(run, arm.protocol or {"weights": "ema"}, record))
+    return cells
+
+
+def _last_loss(run: Run) -> Record:
+    return Record("val/loss", finite(run.last("val/loss")), "lower", {}, {"loss": run.record.get("loss")}, {})
+
+
+def _basis(run: Run, protocol: dict[str, Any], record: Record) -> dict[str, str]:
+    depends: dict[str, Any] = {"data": dataset(run), "weights": protocol.get("weights"), **record.protocol}
+    if record.name in LOSSES:  # its mean over uniform t runs over the noise levels of the run's own schedule
+        depends |= {"schedule": run.identity.get("schedule"), "weighting": run.record.get("weight")}
+    else:
+        depends |= {name: protocol.get(name) for name in ("n", "label_policy")}
+    return {name: key(value) for name, value in depends.items()}
+
+
+def _disagreements(bases: list[dict[str, str]]) -> list[str]:
+    names = dict.fromkeys(name for basis in bases for name in basis)
+    return [name for name in names if len({basis.get(name) for basis in bases}) > 1]
+
+
+def _name_axes(groups: list[Group], arms: list[Arm]) -> list[str]:
+    """Give arms their axes: those of training, and what varies in how they were measured."""
+    protocols = [_shown(arm.protocol, groups, arms) for arm in arms if arm.protocol is not None]
+    columns = axes(protocols)
+    if len({arm.step for arm in arms}) > 1:
+        columns["trained steps"] = []
+    measured = iter(range(len(protocols)))
+    for arm in arms:
+        i = next(measured) if arm.protocol is not None else None
+        arm.axes = dict(arm.group.axes)
+        arm.axes |= {name: column[i] if i is not None and column else "–" for name, column in columns.items()}
+        if "trained steps" in columns:
+            arm.axes["trained steps"] = str(arm.step)
+    return [*(groups[0].axes if groups else ()), *columns]
+
+
+def _shown(protocol: dict[str, Any], groups: list[Group], arms: list[Arm]) -> dict[str, Any]:
+    """The parts of a protocol that may be axes; a schedule that only follows the run's is not one."""
+    hidden = {"nfe", "step", "schedule"}
+    for group in groups:
+        schedules = {key(arm.protocol.get("schedule")) for arm in arms if arm.group is group and arm.protocol}
+        if len(schedules) > 1:
+            hidden.discard("schedule")
+    names = {"seed": "evaluation seed", "schedule": "sampling schedule"}
+    return {names.get(name, name): value for name, value in protocol.items() if name not in hidden}
+
+
+def _by_seed(runs: list[Run]) -> list[Run]:
+    """The first run of each seed, in order of the seeds."""
+    first: dict[str, Run] = {}
+    for run in runs:
+        first.setdefault(plain(run.seed), run)
+    return [first[seed] for seed in sorted(first, key=_natural)]
+
+
+def _label(settings: dict[str, str]) -> str:
+    return ", ".join(f"{name} {text}" for name, text in settings.items())
+
+
+def _natural(text: str) -> list[Any]:
+    """A key that sorts numbers inside text as numbers."""
+    return [
+        (1, 0.0, part) if i % 2 == 0 else (0, float(part), "") for i, part in enumerate(re.split(r"(\d+\.?\d*)", text))
+    ]

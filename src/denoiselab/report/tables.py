@@ -1,0 +1,56 @@
+"""The table of arms as a data frame (for CSV) and as markdown."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+import pandas as pd
+
+from denoiselab.report.arms import Arm, Table
+from denoiselab.report.axes import kind
+from denoiselab.report.statistics import plain
+
+
+def frame(table: Table) -> pd.DataFrame:
+    """One row per arm: its settings, and for each measurement mean, 95% half width, seeds and controls."""
+    rows = []
+    for arm in table.arms:
+        protocol = arm.protocol or {}
+        row: dict[str, Any] = {**arm.axes, "seeds": arm.seeds, "trained_steps": arm.step}
+        row |= {name: protocol.get(name) for name in ("n", "weights", "label_policy")}
+        for group, option in (("sampler", "steps"), ("guidance", "scale")):
+            part = protocol.get(group)
+            row[group] = kind(part)
+            row[f"{group}.{option}"] = part.get(option) if isinstance(part, dict) else None
+        row["network_calls"] = arm.calls
+        for name, cell in arm.cells.items():
+            row |= {name: cell.mean, f"{name}_ci95": cell.half, f"{name}_seeds": len(cell.values)}
+            row |= {f"{name}_{control}": value for control, value in cell.controls.items()}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def markdown(table: Table, title: str, summary: str, quoted: str, notes: list[str]) -> str:
+    """The table of arms for a README or an issue, with the words of the page."""
+    heads = [*table.axes, "seeds", *table.metrics, "network calls"]
+    lines = [heads, ["---"] * len(heads)]
+    for arm in table.arms:
+        settings = [arm.axes[name] for name in table.axes]
+        lines.append([*settings, str(arm.seeds), *(_markdown_cell(arm, m) for m in table.metrics), plain(arm.calls)])
+    rows = "\n".join("| " + " | ".join(_safe(cell) for cell in line) + " |" for line in lines) if table.arms else ""
+    parts = [f"# {_safe(title)}", _safe(summary), _safe(quoted), rows, "\n".join(f"- {_safe(note)}" for note in notes)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _markdown_cell(arm: Arm, metric: str) -> str:
+    cell = arm.cells.get(metric)
+    if cell is None:
+        return "–"
+    control = f" ({cell.control})" if cell.control else ""
+    return f"**{cell.text}**{control}" if cell.best else f"{cell.text}{control}"
+
+
+def _safe(text: str) -> str:
+    """Text on one line that markdown shows as it is."""
+    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|").replace("[", "\\[")

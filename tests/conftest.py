@@ -1,0 +1,74 @@
+"""What tests share: one tiny trained run, and the command line as a process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import denoiselab  # isort: skip  # before anything that imports torchvision: see denoiselab._torchvision
+
+import pytest
+import torch
+
+assert denoiselab
+
+QUICK = ["debug=quick", "metrics=none", "trainer.threads=1"]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Callable[..., Path]:
+    """Train in this process; the run directory."""
+
+    def run(*overrides: str, quick: tuple[str, ...] = tuple(QUICK), config_dir: Path | None = None) -> Path:
+        from denoiselab.compose import compose
+        from denoiselab.training import Job
+
+        job = Job(compose("train", [*quick, f"output_dir={tmp_path / 'outputs'}", *overrides], config_dir))
+        job.run()
+        return job.folder.path
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def example_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A digits run of four steps, evaluated with every digits metric on 20 samples."""
+    from denoiselab.compose import compose
+    from denoiselab.training import Job
+
+    folder = tmp_path_factory.mktemp("example")
+    job = Job(compose("train", ["debug=quick", "trainer.threads=1", f"output_dir={folder}"]))
+    job.run()
+    return job.folder.path
+
+
+@pytest.fixture(autouse=True)
+def _doctest_run(request: pytest.FixtureRequest) -> None:
+    """Doctests may use `example_run`, made only for those that name it."""
+    if isinstance(request.node, pytest.DoctestItem) and "example_run" in (request.node.dtest.docstring or ""):  # type: ignore[union-attr]
+        request.getfixturevalue("doctest_namespace")["example_run"] = request.getfixturevalue("example_run")
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `denoiselab ...` as a process of its own in an empty folder."""
+
+    def run(*arguments: str, timeout: float = 120, **variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "denoiselab", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
+        )
+
+    return run

@@ -1,0 +1,62 @@
+"""What a configuration out of a file may name."""
+
+from __future__ import annotations
+
+import pytest
+
+from denoiselab import trust
+from denoiselab.compose import compose, options, plain
+from denoiselab.errors import UserError
+
+BYPASSES = [
+    *("os.system", "builtins.eval", "subprocess.Popen", "posix.system", "torch.load", "torch.hub.load", "numpy.load"),
+    *("torch.nn.Linear", "torch.nn.modules.module.torch.utils.collect_env.run", "torch.utils.collect_env.run"),
+    *("denoiselab.checkpoint.torch.load", "denoiselab.cli.os.system", "denoiselab.run_folder.subprocess.run"),
+    *("denoiselab.run_folder.os.remove", "denoiselab.schedule.torch", "denoiselab.files.Path", "denoiselab"),
+    *(
+        "denoiselab._torchvision.install",
+        "denoiselab.schedule.Linear.__init__.__globals__",
+        " denoiselab.schedule.Linear",
+    ),
+    *(
+        "denoiselab.schedule.Linear\n",
+        "denoiselab..schedule.Linear",
+        "denoiselab.nowhere.Thing",
+        "Denoiselab.schedule.Linear",
+    ),
+    *("torch.optim.AdamW ", "torch.optim.AdamW.__init__", "hydra.utils.instantiate", "hydra.utils.get_method"),
+    *(["os.system"], None, 3, {"_target_": "os.system"}, ""),
+]
+
+
+@pytest.mark.parametrize("target", BYPASSES, ids=repr)
+@pytest.mark.parametrize(
+    "place",
+    [lambda t: {"_target_": t}, lambda t: {"a": [{"b": {"_target_": t}}]}, lambda t: {"_args_": [{"_target_": t}]}],
+    ids=["root", "list", "args"],
+)
+def test_everything_but_our_own_classes_is_refused(target, place):
+    with pytest.raises(UserError, match="nothing was run"):
+        trust.check(place(target), "file")
+
+
+def test_every_shipped_configuration_passes():
+    for group, names in options().items():
+        for name in names:
+            overrides = ["data=8gaussians", "model=mlp", "metrics=points"] if name in ("8gaussians", "mlp") else []
+            trust.check(plain(compose("train", [f"{group}={name}", *overrides])), f"{group}={name}")
+
+
+def test_a_name_is_allowed_exactly(monkeypatch):
+    monkeypatch.setenv(trust.VARIABLE, "mylab.Net, mylab.Schedule")
+    trust.check({"_target_": "mylab.Net"}, "file")
+    with pytest.raises(UserError):
+        trust.check({"_target_": "mylab.Net.other"}, "file")
+
+
+def test_depth_is_bounded():
+    node: dict = {}
+    for _ in range(50):
+        node = {"a": node}
+    with pytest.raises(UserError, match="deeper"):
+        trust.check(node, "file")
