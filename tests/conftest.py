@@ -50,13 +50,6 @@ def example_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return job.folder.path
 
 
-@pytest.fixture(autouse=True)
-def _doctest_run(request: pytest.FixtureRequest) -> None:
-    """Doctests may use `example_run`, made only for those that name it."""
-    if isinstance(request.node, pytest.DoctestItem) and "example_run" in (request.node.dtest.docstring or ""):  # type: ignore[union-attr]
-        request.getfixturevalue("doctest_namespace")["example_run"] = request.getfixturevalue("example_run")
-
-
 @pytest.fixture
 def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run `denoiselab ...` as a process of its own in an empty folder."""

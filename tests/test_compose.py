@@ -73,7 +73,7 @@ MISTAKES = {
     "+trainer.new=1": "no option 'new'",
     "seed=0,1": "-m",
     "seed": "option=value",
-        "data=": "data is one of",
+    "data=": "data is one of",
     "schedule=[cosine,linear]x": "cannot be read",
 }
 

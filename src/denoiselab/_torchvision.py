@@ -11,9 +11,9 @@ process. The work waits until torchvision is first imported, so ``import denoise
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from importlib.abc import MetaPathFinder
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
@@ -33,7 +33,9 @@ def declare_missing_operators() -> bool:
     """Declare torchvision's nms and qnms if its own library cannot be loaded; whether that was needed."""
     import torch
 
-    spec = importlib.util.find_spec("torchvision")
+    if _kept:
+        return True
+    spec = PathFinder.find_spec("torchvision")
     if spec is None or spec.origin is None:
         return False
     libraries = [path for path in Path(spec.origin).parent.glob("_C.*") if path.suffix in (".so", ".pyd", ".dylib")]

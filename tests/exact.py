@@ -1,0 +1,171 @@
+"""What tests compare with: every option as an object, exact denoisers, and the probability-flow ODE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import denoiselab
+from denoiselab.compose import options
+from denoiselab.schedule import Level, Schedule
+from denoiselab.target import Target
+
+OPTIONS = options()
+
+
+def every(*groups: str) -> Callable[[Any], Any]:
+    """Parametrize a test by the option names of groups, so that a new file in conf/ is a new test case."""
+
+    def mark(test: Any) -> Any:
+        for group in reversed(groups):
+            test = pytest.mark.parametrize(group, OPTIONS[group])(test)
+        return test
+
+    return mark
+
+
+@cache
+def parts(*overrides: str) -> denoiselab.Parts:
+    return denoiselab.build(*overrides, "metrics=none", "callbacks=none")
+
+
+def make(group: str, name: str, **arguments: Any) -> Any:
+    """A new object of an option, some of its arguments and shared parts replaced."""
+    found = parts(f"{group}={name}")
+    node = {key: arguments.pop(key, value) for key, value in found.config[group].items()}
+    return found.make(group, node, **arguments)
+
+
+def grid(n: int = 101) -> Tensor:
+    """Times over [0, 1], both ends among them, that are no points of a table of 1,000."""
+    return torch.linspace(0, 1, n, dtype=torch.float64)
+
+
+def rms(x: Tensor) -> float:
+    return x.double().square().mean().sqrt().item()
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    """The largest error over the largest value."""
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+class Scaled(Schedule):
+    """The same log-SNRs at alpha and sigma scaled by k, or at alpha = 1 (variance exploding) without k."""
+
+    def __init__(self, schedule: Schedule, k: float | None = None):
+        super().__init__()
+        self.schedule, self.k, self.points = schedule, k, schedule.points
+
+    def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha_t, sigma_t = self.schedule.levels(t)
+        k = 1 / alpha_t if self.k is None else self.k
+        return k * alpha_t, k * sigma_t
+
+
+class White:
+    """Data N(mean, std^2 I) and its E[x_0 | x_t]."""
+
+    def __init__(self, mean: float = 0.0, std: float = 1.0):
+        self.mean, self.std = mean, std
+
+    def __call__(self, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
+        gain = alpha_t * self.std**2 / (alpha_t**2 * self.std**2 + sigma_t**2)
+        return self.mean + gain * (x_t - alpha_t * self.mean)
+
+    def flow(self, x_t: Tensor, t: Level, s: Level) -> Tensor:
+        """The probability-flow ODE solved from level t to level s: standardised values stay."""
+        z = (x_t - t.alpha * self.mean) / (t.alpha**2 * self.std**2 + t.sigma**2).sqrt()
+        return s.alpha * self.mean + (s.alpha**2 * self.std**2 + s.sigma**2).sqrt() * z
+
+
+class Mixture:
+    """Equally likely N(centre_k, std^2 I); E[x_0 | x_t], of one mode where a label >= 0 names it."""
+
+    def __init__(self, centres: Tensor, std: float):
+        self.centres, self.std = centres.double(), std
+
+    def draw(self, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+        g = torch.Generator().manual_seed(seed)
+        label = torch.randint(len(self.centres), (n,), generator=g)
+        eps = torch.randn((n, self.centres.shape[1]), generator=g, dtype=torch.float64)
+        return self.centres[label] + self.std * eps, label
+
+    def posterior(
+        self, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor, label: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Mean (B, D) and variance summed over coordinates (B,) of x_0 given x_t; levels of shape (B, 1)."""
+        centres, variance = self.centres.to(x_t.dtype), alpha_t**2 * self.std**2 + sigma_t**2
+        away = x_t[:, None] - alpha_t[:, None] * centres  # (B, K, D)
+        log_weight = -away.square().sum(-1) / (2 * variance)  # (B, K)
+        if label is not None:
+            other = (label[:, None] >= 0) & (label[:, None] != torch.arange(len(centres)))
+            log_weight = log_weight.masked_fill(other, float("-inf"))
+        weight = log_weight.softmax(1)[..., None]  # (B, K, 1)
+        means = centres + (alpha_t * self.std**2 / variance)[:, None] * away
+        mean = (weight * means).sum(1)
+        within = (self.std**2 * sigma_t**2 / variance)[:, 0] * x_t.shape[1]
+        return mean, within + (weight * (means - mean[:, None]).square()).sum((1, 2))
+
+    def __call__(self, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor, label: Tensor | None = None) -> Tensor:
+        return self.posterior(x_t, alpha_t, sigma_t, label)[0]
+
+
+def triangle() -> Mixture:
+    """Three modes in the plane, of unit variance on the whole."""
+    centres = torch.tensor([[1.2, 0.1], [-0.9, 0.8], [-0.3, -0.9]], dtype=torch.float64)
+    return Mixture(centres, 0.35)
+
+
+def solve(denoiser: Callable[..., Tensor], x_t: Tensor, t: Level, s: Level, steps: int) -> Tensor:
+    """The probability-flow ODE from t to s, dy/dlog r = r eps_hat in y = x/alpha, r = sigma/alpha: Runge-Kutta's
+    fourth-order method in log r."""
+    start, end = (level.sigma.log() - level.alpha.log() for level in (t, s))
+    h = (end - start) / steps
+
+    def slope(y: Tensor, log_r: Tensor) -> Tensor:
+        one = torch.ones(len(y), 1, dtype=y.dtype)
+        return y - denoiser(y, one, log_r.exp() * one)
+
+    y = x_t / t.alpha
+    for i in range(steps):
+        log_r = start + i * h
+        k_1 = slope(y, log_r)
+        k_2 = slope(y + h / 2 * k_1, log_r + h / 2)
+        k_3 = slope(y + h / 2 * k_2, log_r + h / 2)
+        k_4 = slope(y + h * k_3, log_r + h)
+        y = y + h / 6 * (k_1 + 2 * k_2 + 2 * k_3 + k_4)
+    return s.alpha * y
+
+
+class ExactNet(nn.Module):
+    """A network without weights that makes of (c_in x_t, c_noise), and of nothing else, the y of an exact x_0_hat."""
+
+    def __init__(self, exact: Callable[..., Tensor], target: Target, sigma_data: float = 1.0):
+        super().__init__()
+        self.exact, self.target, self.sigma_data = exact, target, sigma_data
+        self.dtype_like = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x: Tensor, c_noise: Tensor, **cond: Tensor) -> Tensor:
+        r = (4 * c_noise).exp().view(-1, *[1] * (x.ndim - 1))  # sigma_t/alpha_t
+        alpha_t = (self.sigma_data**2 + r**2).rsqrt()  # c_in alpha_t
+        sigma_t = r * alpha_t
+        x_0_hat = self.exact(x, alpha_t, sigma_t, **cond)
+        return self.target(x_0_hat, (x - alpha_t * x_0_hat) / sigma_t, alpha_t, sigma_t)
+
+
+def noisy_levels(schedule: Schedule, n: int = 101) -> tuple[Tensor, Tensor, Tensor]:
+    """(t, alpha_t, sigma_t), each (n, 1), at times where there is both data and noise."""
+    t = grid(n)[:, None]
+    alpha_t, sigma_t = schedule(t)
+    both = (alpha_t * sigma_t > 0)[:, 0]
+    return t[both], alpha_t[both], sigma_t[both]
+
+
+def normals(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

@@ -1,0 +1,200 @@
+"""The command line as people meet it: processes, exit statuses, one line on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import denoiselab
+from denoiselab.rows import rows
+
+TINY = [
+    "metrics=none",
+    "callbacks=none",
+    "trainer.threads=1",
+    "data.batch_size=16",
+    "sampler.steps=1",
+    "evaluation.n=1",
+]
+
+
+def test_help_and_version(command):
+    for arguments in (
+        ["--help"],
+        ["train", "--help"],
+        ["sample", "--help"],
+        ["evaluate", "--help"],
+        ["report", "--help"],
+    ):
+        result = command(*arguments)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert "usage: denoiselab" in result.stdout
+    assert command("--version").stdout == f"denoiselab {denoiselab.__version__}\n"
+
+
+MISTAKES = {
+    ("tran",): "did you mean train?",
+    ("train", "schedule=cosin"): "did you mean cosine?",
+    ("train", "trainer.max_step=3"): "did you mean max_steps?",
+    ("train", "--multi"): "no such flag",
+    ("train", "--config-dir", "nowhere"): "--config-dir=nowhere",
+    ("train", "-m", "schedule=linear,cosin"): "did you mean cosine?",
+    ("train", "p_null=1.5"): "p_null=1.5",
+    ("train", "init_from=nowhere"): "nowhere: no such run directory",
+    ("sample",): "ckpt=???",
+    ("sample", "ckpt=nowhere"): "nowhere: no such run directory",
+    ("sample", "ckpt=nowhere", "sampler.steps=0"): "nowhere",
+    ("sample", "ckpt=nowhere", "n=0"): "n=0",
+    ("sample", "-m", "ckpt=nowhere"): "evaluate -m",
+    ("evaluate", "ckpt=nowhere.ckpt"): "nowhere.ckpt: no such",
+    ("report", "nowhere"): "nowhere",
+    ("report",): "need one run directory",
+}
+
+
+@pytest.mark.parametrize("arguments", MISTAKES, ids=" ".join)
+def test_a_mistake_is_one_line_and_status_2_and_writes_nothing(arguments, command, tmp_path: Path):
+    result = command(*arguments)
+    assert result.returncode == 2, result.stderr
+    assert MISTAKES[arguments] in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["train", "trainer.max_step=3"]], ids=" ".join)
+def test_answers_do_not_wait_for_torch(arguments, tmp_path: Path):
+    """What takes the time is importing torch (2 s) and lightning (3 s); neither may be needed."""
+    program = (
+        "import sys\nfrom denoiselab.cli import run\n"
+        f"try: run({arguments!r})\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'lightning', 'torchvision', 'matplotlib', 'pandas'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+def started(tmp_path: Path, *overrides: str) -> subprocess.Popen[str]:
+    """A training process, once its first checkpoint exists."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "denoiselab", "train", *TINY, *overrides],
+        cwd=tmp_path,
+        text=True,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    for _ in range(600):
+        if list(tmp_path.glob("outputs/runs/*/checkpoints/last.ckpt")):
+            return process
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.05)
+    process.kill()
+    raise AssertionError("no checkpoint appeared")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+def test_a_signal_saves_and_the_same_command_continues(number: int, status: int, tmp_path: Path, command):
+    process = started(tmp_path, "trainer.max_steps=100000", "trainer.checkpoint_every=3", "trainer.log_every=1")
+    process.send_signal(number)
+    sent = time.perf_counter()
+    assert process.wait(timeout=30) == status
+    assert time.perf_counter() - sent < 10
+    assert process.stderr is not None
+    assert "issue the same command to continue" in process.stderr.read()
+    process.stderr.close()
+    (folder,) = tmp_path.glob("outputs/runs/*")
+    state = json.loads((folder / "status.json").read_text())
+    assert state["state"] == "preempted"
+    result = command("train", *TINY, f"trainer.max_steps={state['step'] + 2}", "trainer.log_every=1")
+    assert result.returncode == 0, result.stderr
+    assert f"continuing at step {state['step']}" in result.stderr
+    assert [row["step"] for row in rows(folder / "metrics.jsonl")] == list(range(1, state["step"] + 3))
+
+
+def test_kill_9_and_the_same_command_continues(tmp_path: Path, command):
+    process = started(tmp_path, "trainer.max_steps=100000", "trainer.checkpoint_every=3", "trainer.log_every=1")
+    process.kill()
+    process.wait()
+    assert process.stderr is not None
+    process.stderr.close()
+    result = command("train", *TINY, "trainer.max_steps=20000000", "trainer.max_steps=5", "trainer.log_every=1")
+    (folder,) = tmp_path.glob("outputs/runs/*")
+    assert result.returncode == 0, result.stderr
+    steps = [row["step"] for row in rows(folder / "metrics.jsonl")]
+    assert steps == list(range(1, len(steps) + 1))
+    assert (
+        not list((folder / "checkpoints").glob("*.tmp"))
+        or json.loads((folder / "status.json").read_text())["state"] == "done"
+    )
+
+
+def test_one_run_two_samplers_train_once_and_evaluate_twice(tmp_path: Path, command):
+    result = command("train", "-m", "debug=quick", "metrics=none", "callbacks=none", "sampler=ddim,heun")
+    assert result.returncode == 0, result.stderr
+    (folder,) = tmp_path.glob("outputs/runs/*")
+    assert len(list(folder.glob("evaluations/*/evaluation.json"))) == 2
+    assert result.stderr.count("training for") == 1
+    again = command("train", "-m", "debug=quick", "metrics=none", "callbacks=none", "sampler=ddim,heun")
+    assert again.stderr.count("already evaluated") == 2
+
+
+def test_a_failing_job_does_not_stop_the_others(tmp_path: Path, command):
+    (tmp_path / "mine" / "schedule").mkdir(parents=True)
+    (tmp_path / "mine" / "broken.py").write_text(
+        "from denoiselab.schedule import Cosine\n\nclass Broken(Cosine):\n"
+        "    def rate(self, t):\n        raise RuntimeError('a fault in step one')\n"
+    )
+    (tmp_path / "mine" / "schedule" / "broken.yaml").write_text("_target_: broken.Broken\n")
+    quick = ["debug=quick", "metrics=none", "callbacks=none"]
+    result = command("train", "-m", "--config-dir", "mine", *quick, "schedule=cosine,broken,linear")
+    assert result.returncode == 1
+    assert "2 of 3 runs done" in result.stderr
+    assert "a fault in step one" in result.stderr.splitlines()[-1]
+    states = sorted(json.loads(p.read_text())["state"] for p in tmp_path.glob("outputs/runs/*/status.json"))
+    assert states == ["done", "done", "failed"]
+
+
+def test_two_ranks_in_a_sweep(tmp_path: Path, command):
+    quick = ["debug=quick", "metrics=none", "callbacks=none", "trainer=ddp_cpu", "data.batch_size=16"]
+    result = command("train", "-m", *quick, "seed=1,2", timeout=180)
+    assert result.returncode == 0, result.stderr
+    folders = list(tmp_path.glob("outputs/runs/*"))
+    assert len(folders) == 2
+    assert all(len(list(f.glob("metrics.jsonl"))) == 1 for f in folders)
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert str(tmp_path) not in listed
+
+
+def test_sample_evaluate_and_report(example_run: Path, command, tmp_path: Path):
+    ckpt = f"ckpt={example_run}"
+    result = command("sample", ckpt, "sampler=ddim", "sampler.steps=2", "guidance.scale=2", "n=20", "output=drawn")
+    assert result.returncode == 0, result.stderr
+    assert sorted(p.name for p in (tmp_path / "drawn").iterdir()) == ["samples.npy", "samples.png"]
+    small = ["metrics=digits", "evaluation.n=20", "sampler.steps=2"]
+    result = command("evaluate", "-m", ckpt, *small, "guidance.scale=1,2", "evaluation.seed=1")
+    assert result.returncode == 0, result.stderr
+    result = command("report", str(example_run), "output=page.html")
+    assert result.returncode == 0, result.stderr
+    page = (tmp_path / "page.html").read_text()
+    assert "fd_digits" in page
+    assert "data:image/png" in page
+
+
+def test_a_truncated_checkpoint_is_refused_by_every_command(example_run: Path, command, tmp_path: Path):
+    whole = (example_run / "checkpoints" / "last.ckpt").read_bytes()
+    bad = tmp_path / "bad.ckpt"
+    bad.write_bytes(whole[:5000])
+    for arguments in (["sample", f"ckpt={bad}"], ["evaluate", f"ckpt={bad}"], ["train", f"init_from={bad}"]):
+        result = command(*arguments)
+        assert result.returncode == 2
+        assert result.stderr.count("\n") == 1
+        assert "bad.ckpt" in result.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.ckpt"]

@@ -1,0 +1,379 @@
+"""A run: it trains, logs, stops anywhere and continues bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from denoiselab import checkpoint
+from denoiselab.callbacks import Checkpoints
+from denoiselab.compose import compose, options
+from denoiselab.data import Stream
+from denoiselab.errors import CannotSave, Interrupted, NonFiniteLoss, RunHeld, UserError
+from denoiselab.module import Diffusion
+from denoiselab.rows import rows
+from denoiselab.training import Job
+
+SMALL = ("metrics=none", "callbacks=none", "trainer.threads=1", "model.channels=32", "data.batch_size=16")
+STEPS = (
+    "trainer.max_steps=12",
+    "trainer.checkpoint_every=4",
+    "trainer.log_every=3",
+    "sampler.steps=1",
+    "evaluation.n=1",
+)
+
+
+def differences(a: Any, b: Any, where: str = "") -> list[str]:
+    """Where two checkpoints differ, with no tolerance; paths in the stored configuration do not count."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = a.keys() | b.keys()
+        return [d for k in keys if k != "config" for d in differences(a.get(k), b.get(k), f"{where}.{k}")]
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
+        return [d for i, pair in enumerate(zip(a, b, strict=True)) for d in differences(*pair, f"{where}[{i}]")]
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return [] if a.dtype == b.dtype and torch.equal(a, b) else [where]
+    return [] if a == b else [where]
+
+
+def last(folder: Path) -> dict[str, Any]:
+    return checkpoint.load(folder / "checkpoints" / "last.ckpt")
+
+
+@pytest.mark.parametrize("experiment", options()["experiment"])
+def test_every_experiment_runs_two_steps(experiment: str, train):
+    folder = train(
+        f"experiment={experiment}", "trainer.max_steps=2", *(["lr_schedule.warmup=0"] if experiment == "digits" else [])
+    )
+    status = json.loads((folder / "status.json").read_text())
+    assert (status["state"], status["step"]) == ("done", 2)
+    found = {key for row in rows(folder / "metrics.jsonl") for key in row}
+    assert {"train/loss", "train/lr", "train/grad_norm", "val/loss", "val/loss_raw", "speed/steps_per_second"} <= found
+    assert {p.name.rpartition("_")[0] for p in (folder / "pictures").iterdir()} == {"sample_grid", "guidance_sweep"}
+    evaluation = json.loads(next(folder.glob("evaluations/*/evaluation.json")).read_text())
+    assert evaluation["protocol"]["n"] == 20
+    assert evaluation["records"][-1]["name"] == "held_out_loss"
+
+
+def test_the_first_losses_are_what_they_were(train):
+    """Guards refactors: the same seed gives the same numbers (raise NUMERICS_VERSION when that is meant to change)."""
+    folder = train(
+        "data=8gaussians", "model=mlp", "trainer.max_steps=20", "trainer.log_every=5", "callbacks=none", *SMALL[:1]
+    )
+    losses = [row["train/loss"] for row in rows(folder / "metrics.jsonl")]
+    assert losses == pytest.approx(GOLDEN, rel=1e-4)
+
+
+GOLDEN = [0.963676, 0.944974, 0.738515, 0.573234]
+
+
+class Stop(Checkpoints):
+    """Stops as a signal would, after the micro-batch that completes a step."""
+
+    at = 5
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        if trainer.global_step == self.at:
+            self.signum = signal.SIGTERM
+        super().on_train_batch_end(trainer, pl_module, *args)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("trainer.accumulate=2",),
+        ("data.workers=2",),
+        ("trainer.precision=bf16-mixed",),
+        ("timesteps=uniform", "loss=min_snr"),
+        (
+            "callbacks=default",
+            "callbacks.buckets.every=5",
+            "callbacks.sample_grid.every=6",
+            "callbacks.sample_grid.n=4",
+        ),
+    ],
+    ids=lambda o: " ".join(o[:1]) or "plain",
+)
+def test_an_interrupted_run_ends_bit_for_bit_like_an_uninterrupted_one(options, train, monkeypatch):
+    overrides = (*SMALL, *STEPS, *options)
+    whole = train(*overrides, "name=whole", quick=())
+    with monkeypatch.context() as patch:
+        patch.setattr("denoiselab.training.Checkpoints", Stop)
+        for at in (5, 7):
+            patch.setattr(Stop, "at", at)
+            with pytest.raises(Interrupted) as stop:
+                train(*overrides, "name=parts", quick=())
+            assert stop.value.status == 143
+    parts = train(*overrides, "name=parts", quick=())
+    assert differences(last(whole), last(parts)) == []
+    steps = [
+        [row["step"] for row in rows(folder / "metrics.jsonl") if "train/loss" in row] for folder in (whole, parts)
+    ]
+    assert steps[0] == steps[1] == [3, 6, 9, 12]
+
+
+def _forget_position(monkeypatch):
+    make = Stream.__init__
+    monkeypatch.setattr(Stream, "__init__", lambda self, *a, **k: make(self, *a[:-1], **k))
+
+
+def _forget_seed(monkeypatch):
+    monkeypatch.setattr("denoiselab.module.mix", lambda *address: time.time_ns())
+
+
+def _forget_ema(monkeypatch):
+    load = checkpoint.load
+
+    def without(path):
+        content = load(path)
+        state = content["state_dict"]
+        state.update({k: state[k.replace("ema.model.", "denoiser.")] for k in state if k.startswith("ema.model.")})
+        return content
+
+    monkeypatch.setattr(checkpoint, "load", without)
+
+
+@pytest.mark.parametrize("fault", [_forget_position, _forget_seed, _forget_ema])
+def test_the_comparison_notices_what_a_checkpoint_could_forget(fault, train, monkeypatch):
+    overrides = (*SMALL, *STEPS)
+    whole = train(*overrides, "name=whole", quick=())
+    with monkeypatch.context() as patch:
+        patch.setattr("denoiselab.training.Checkpoints", Stop)
+        with pytest.raises(Interrupted):
+            train(*overrides, "name=parts", quick=())
+    with monkeypatch.context() as patch:
+        fault(patch)
+        parts = train(*overrides, "name=parts", quick=())
+    assert differences(last(whole), last(parts))
+
+
+def test_a_finished_run_is_skipped_and_a_longer_one_continues(train):
+    folder = train(*SMALL, *STEPS, quick=())
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*.ckpt")}
+    assert train(*SMALL, *STEPS, quick=()) == folder
+    assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*.ckpt")}
+    train(*SMALL, *STEPS, "trainer.max_steps=14", quick=())
+    assert last(folder)["global_step"] == 14
+
+
+def test_rerun_moves_the_old_run_aside(train):
+    folder = train(*SMALL, *STEPS, quick=())
+    train(*SMALL, *STEPS, "rerun=true", quick=())
+    assert len(list(folder.parent.iterdir())) == 2
+
+
+def test_accumulation_gives_the_same_batches(train):
+    """The loss of a step is the mean over the same global batch; only rounding and the noise's layout differ."""
+    streams = [Stream(100, 16, 0, accumulation=a) for a in (1, 4)]
+    whole, parts = (iter(s) for s in streams)
+    for _ in range(20):
+        assert next(whole) == [address for _ in range(4) for address in next(parts)]
+
+
+def test_ranks_share_weights_and_never_noise_or_times(command, tmp_path: Path):
+    """Two processes: one directory, one log, world size 2, and the two ranks' draws differ."""
+    program = Path(__file__).parent / "two_ranks.py"
+    result = subprocess.run(
+        [sys.executable, str(program), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode == 0, result.stderr
+    runs = list((tmp_path / "outputs" / "runs").iterdir())
+    assert len(runs) == 1
+    first, second = (torch.load(tmp_path / f"rank{r}.pt", weights_only=True) for r in (0, 1))
+    assert first["world"] == second["world"] == 2
+    assert not torch.equal(first["t"], second["t"])
+    assert not torch.equal(first["eps"], second["eps"])
+    assert not set(first["id"].tolist()) & set(second["id"].tolist())
+    assert torch.equal(first["weight"], second["weight"])
+    both = torch.cat([first["t"], second["t"]]).flatten()
+    assert sorted((both * len(both)).long().tolist()) == list(range(len(both)))  # one t per stratum of the global batch
+    assert [row["step"] for row in rows(runs[0] / "metrics.jsonl") if "train/loss" in row] == [1, 2, 3, 4]
+
+
+def test_a_run_is_held_by_one_process(train, tmp_path: Path):
+    job = Job(compose("train", [*SMALL, *STEPS, f"output_dir={tmp_path}"]))
+    with job.folder.locked(), pytest.raises(RunHeld, match=str(os.getpid())) as held:
+        Job(compose("train", [*SMALL, *STEPS, f"output_dir={tmp_path}"])).run()
+    assert held.value.status == 75
+    lock = job.folder.path / "run.lock"
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    lock.write_text(json.dumps({"host": os.uname().nodename, "pid": gone.pid}))
+    with job.folder.locked():
+        assert json.loads(lock.read_text())["pid"] == os.getpid()
+    assert not lock.exists()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_never_saved(train, tmp_path: Path, monkeypatch):
+    from denoiselab.loss import WeightedLoss
+
+    forward = WeightedLoss.forward
+    calls = []
+
+    def poisoned(self, *args, **kwargs):
+        loss, parts = forward(self, *args, **kwargs)
+        calls.append(1)
+        return (loss * float("nan") if len(calls) == 6 else loss), parts
+
+    monkeypatch.setattr(WeightedLoss, "forward", poisoned)
+    with pytest.raises(NonFiniteLoss, match="at step 6") as error:
+        train(*SMALL, *STEPS, quick=())
+    assert error.value.status == 3
+    (folder,) = (tmp_path / "outputs" / "runs").iterdir()
+    assert last(folder)["global_step"] == 4
+    assert json.loads((folder / "status.json").read_text())["state"] == "failed"
+
+
+def test_a_full_disk_is_survived_until_it_is_not(train, tmp_path: Path, monkeypatch, capsys):
+    save, failing = checkpoint.save, []
+
+    def full(content, path):
+        if failing:
+            failing.pop()
+            raise OSError(28, "No space left on device")
+        save(content, path)
+
+    monkeypatch.setattr("denoiselab.training._save", full)
+    failing[:] = [1, 1]
+    folder = train(*SMALL, *STEPS, quick=())
+    assert last(folder)["global_step"] == 12
+    assert "No space left on device" in capsys.readouterr().err
+    failing[:] = [1] * 9
+    with pytest.raises(CannotSave) as error:
+        train(*SMALL, *STEPS, "seed=1", quick=())
+    assert error.value.status == 74
+
+
+def test_starting_from_another_run(train, tmp_path: Path, capsys):
+    source = train(*SMALL, *STEPS, quick=())
+    ema = {k.removeprefix("ema.model."): v for k, v in last(source)["state_dict"].items() if k.startswith("ema.model.")}
+    start = {}
+    fit = Diffusion.on_train_batch_start
+
+    def spy(self, *args):
+        if not start:
+            start.update({k: v.clone() for k, v in self.denoiser.state_dict().items()}, step=self.global_step)
+        return fit(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Diffusion, "on_train_batch_start", spy)
+        folder = train(*SMALL, *STEPS, "seed=5", f"init_from={source}", quick=())
+    assert start.pop("step") == 0
+    assert start.keys() == ema.keys()
+    assert all(torch.equal(start[k], ema[k]) for k in ema)
+    assert folder != train(*SMALL, *STEPS, "seed=5", quick=())
+    for wrong, what in {"schedule=linear": "schedule Cosine", "target=eps": "target denoiselab.target.V"}.items():
+        with pytest.raises(UserError, match=what):
+            train(*SMALL, *STEPS, wrong, f"init_from={source}", quick=())
+    with pytest.raises(UserError, match="do not match"):
+        train(*SMALL, *STEPS, "model.blocks=2", f"init_from={source}", quick=())
+    capsys.readouterr()
+    train(*SMALL, *STEPS, "schedule=linear", "model.blocks=2", f"init_from={source}", "init_mismatch=allow", quick=())
+    assert "not matched" in capsys.readouterr().err
+
+
+def test_nothing_optional_runs_without_callbacks(train):
+    folder = train(*SMALL, *STEPS, quick=())
+    assert not (folder / "pictures").exists()
+    assert {key.partition("/")[0] for row in rows(folder / "metrics.jsonl") for key in row} == {"step", "train"}
+
+
+def test_no_evaluation_runs_before_the_first_step_and_cadences_are_kept(train, monkeypatch):
+    from denoiselab.callbacks import GuidanceSweep, LossBuckets, SampleGrid
+
+    seen: list[tuple[str, int]] = []
+    for kind in (LossBuckets, SampleGrid, GuidanceSweep):
+        monkeypatch.setattr(
+            kind, "run", lambda self, trainer, module: seen.append((type(self).__name__, trainer.global_step))
+        )
+    cadence = ("callbacks.buckets.every=2", "callbacks.sample_grid.every=3", "callbacks.guidance_sweep.every=4")
+    train(*SMALL[2:], *STEPS[1:], "metrics=none", "trainer.max_steps=5", *cadence, quick=())
+    assert sorted(seen) == [
+        *[("GuidanceSweep", s) for s in (4, 5)],
+        *[("LossBuckets", s) for s in (2, 4, 5)],
+        *[("SampleGrid", s) for s in (3, 5)],
+    ]
+
+
+@pytest.mark.parametrize("logger", ["wandb", "tensorboard"])
+def test_dashboards_get_the_same_numbers(logger: str, train, monkeypatch):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    folder = train(f"logger={logger}")
+    expected = {row["step"]: row["train/loss"] for row in rows(folder / "metrics.jsonl") if "train/loss" in row}
+    if logger == "tensorboard":
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(str(folder / "tensorboard"))
+        events.Reload()
+        assert {e.step: e.value for e in events.Scalars("train/loss")} == pytest.approx(expected)
+        assert "pictures/sample_grid" in events.Tags()["images"]
+    else:
+        (offline,) = folder.glob("wandb/offline-run-*")
+        assert offline.name.endswith(folder.name.rpartition("-")[2])  # one run, one id for life: its identity's hash
+        assert list(offline.glob("*.wandb"))
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
+def test_loss_targets_levels_and_ema_stay_float32_or_better(precision: str, train, monkeypatch):
+    from denoiselab.denoiser import Denoiser
+
+    seen = set()
+    outputs = Denoiser.outputs
+
+    def spy(self, x_t, alpha_t, sigma_t, **cond):
+        found = outputs(self, x_t, alpha_t, sigma_t, **cond)
+        seen.update({x_t.dtype, alpha_t.dtype, sigma_t.dtype, found.x_0.dtype})
+        return found
+
+    monkeypatch.setattr(Denoiser, "outputs", spy)
+    folder = train(*SMALL, *STEPS[2:], "trainer.max_steps=2", f"trainer.precision={precision}", quick=())
+    if precision != "bf16-true":
+        assert seen <= {torch.float32, torch.float64}
+    state = last(folder)["state_dict"]
+    assert {v.dtype for k, v in state.items() if k.startswith("ema.model")} == {torch.float32}
+
+
+def test_weight_decay_spares_norms_biases_and_embeddings():
+    from denoiselab.experiment import build
+    from denoiselab.module import parameter_groups
+
+    model = build("model=unet_digits").model
+    decayed, spared = (group["params"] for group in parameter_groups(model))
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert len(decayed) + len(spared) == len(names)
+    assert all("norm" not in names[id(p)] and "label" not in names[id(p)] and p.ndim > 1 for p in decayed)
+    assert any("label" in names[id(p)] for p in spared)
+
+
+def test_the_realised_share_of_dropped_labels():
+    from denoiselab.conditioning import NULL, Drop
+
+    torch.manual_seed(0)
+    dropped = Drop(0.1)({"label": torch.zeros(100_000, dtype=torch.int64)})["label"] == NULL
+    assert dropped.float().mean().item() == pytest.approx(0.1, abs=0.003)
+
+
+def test_a_sweep_with_an_idle_axis_is_refused(tmp_path: Path):
+    from denoiselab.cli.train import refuse_idle_axes
+
+    jobs = [Job(compose("train", [f"logger={name}", f"output_dir={tmp_path}"])) for name in ("csv", "wandb")]
+    with pytest.raises(UserError, match=r"logger=csv and logger=wandb: this axis has no effect"):
+        refuse_idle_axes(jobs, [])
+    jobs = [Job(compose("train", [f"sampler={name}", f"output_dir={tmp_path}"])) for name in ("ddim", "heun")]
+    refuse_idle_axes(jobs, [])
+    assert jobs[0].folder.path == jobs[1].folder.path
+    assert not list(tmp_path.iterdir())
