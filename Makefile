@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format bench proofs clean
+.PHONY: demo test check format pictures bench proofs clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -19,6 +19,13 @@ check: .venv/installed
 format: .venv/installed
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+# The pictures of the documentation, from the demo's run and from the code.
+pictures: demo
+	run=$$(ls -td outputs/digits/*/ | head -1) && mkdir -p docs/pictures && \
+	  cp $$run/pictures/guidance_sweep_00001600.png docs/pictures/guidance_sweep.png && \
+	  cp $$run/pictures/sample_grid_00001600.png docs/pictures/samples.png
+	$(BIN)/python scripts/draw_architecture.py
 
 # Training, alternating with a bare PyTorch loop in one run.
 bench: .venv/installed

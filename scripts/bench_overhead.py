@@ -16,6 +16,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import denoiselab  # isort: skip  # before lightning: see denoiselab._torchvision
 
@@ -31,7 +32,7 @@ from denoiselab.training import Job
 class BareLoop:
     """v-prediction on the digits with a cosine schedule, written out."""
 
-    def __init__(self, job: Job, module):
+    def __init__(self, job: Job, module: Any):
         self.net = copy.deepcopy(module.denoiser.net)
         self.ema = copy.deepcopy(self.net).requires_grad_(False).eval()
         self.optimizer = torch.optim.AdamW(
@@ -75,13 +76,13 @@ class Alternate(pl.Callback):
         self.bare: list[float] = []
         self.wall = 0.0
 
-    def on_train_start(self, trainer, pl_module) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.loop = BareLoop(self.job, pl_module)
         for _ in range(10):
             self.loop.step()
         self.begin = pl_module.clock.seconds()
 
-    def on_train_batch_end(self, trainer, pl_module, *_) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
         if trainer.global_step % self.steps:
             return
         self.ours.append((pl_module.clock.seconds() - self.begin) / self.steps)
@@ -102,8 +103,8 @@ def main() -> None:
 
     steps = (options.blocks + 1) * options.steps
     with tempfile.TemporaryDirectory() as folder:
-        overrides = ["experiment=digits", "lr_schedule=constant", f"output_dir={folder}", f"trainer.max_steps={steps}"]
-        job = Job(compose("train", overrides))
+        overrides = ["experiment=digits", "lr_schedule=constant", f"trainer.max_steps={steps}"]
+        job = Job(compose("train", [*overrides, f"output_dir={folder}"]))
         alternate = Alternate(job, options.blocks, options.steps)
         make = job.make_trainer
         job.make_trainer = lambda callbacks, loggers: make([*callbacks, alternate], loggers)
@@ -124,9 +125,7 @@ def main() -> None:
         "hardware": hardware(),
         "versions": versions() | {"denoiselab": denoiselab.__version__},
     }
-    print(
-        f"ours {result['ours_ms']:.1f} ms/step, bare loop {result['bare_ms']:.1f} ms/step ({result['steps']} steps each)"
-    )
+    print(f"{result['steps']} steps each: ours {result['ours_ms']:.1f} ms/step, bare {result['bare_ms']:.1f} ms/step")
     low, high = result["ratio_quartiles"]
     print(f"steps/s of the bare loop kept: {result['ratio']:.3f} (quartiles {low:.3f} to {high:.3f})")
     if options.output:

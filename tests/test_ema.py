@@ -1,4 +1,5 @@
 import copy
+import math
 
 import pytest
 import torch
@@ -189,7 +190,7 @@ def test_an_update_has_no_graph_and_spares_the_gradients(name):
     assert all(p.grad is None for p in ema.parameters())
 
 
-@pytest.mark.parametrize("decay", ["1.0", "-0.1", "nan"])
+@pytest.mark.parametrize("decay", [1.0, -0.1, math.nan])
 def test_a_bad_decay_is_refused_in_a_line(decay):
     with pytest.raises(UserError, match=rf"^ema\.decay={decay}: need [^\n]*$"):
-        parts(f"ema.decay={decay}").make("ema", model=Live())
+        make("ema", "default", decay=decay, model=Live())

@@ -169,10 +169,10 @@ def test_guidance_pushes_outward_and_shrinks_the_spread():
     assert found[4.0][1] < 0.9 * found[2.0][1] < 0.9 * 0.9 * found[1.0][1]
 
 
-@pytest.mark.parametrize("scale", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("scale", [math.nan, math.inf, -math.inf])
 def test_a_scale_that_is_no_number_is_refused_in_a_line(scale):
     with pytest.raises(UserError, match=rf"^guidance\.scale={scale}: need [^\n]*$"):
-        parts(f"guidance.scale={scale}").make("guidance", denoiser=triangle())
+        make("guidance", "cfg", scale=scale, denoiser=triangle())
 
 
 def test_null_forgets_labels_and_nothing_else():
@@ -198,7 +198,12 @@ def test_drop_forgets_each_label_with_its_probability(p):
     assert label.min() == 0
 
 
-@pytest.mark.parametrize("p", ["1.0", "-0.1", "nan"])
+@pytest.mark.parametrize("p", [1.0, -0.1, math.nan])
 def test_a_bad_drop_is_refused_in_a_line(p):
-    with pytest.raises(UserError, match=rf"^p_null={p}: need [^\n]*$"):
-        _ = parts(f"p_null={p}").drop
+    with pytest.raises(ValueError, match=rf"^p_null={p}: need [^\n]*$"):
+        Drop(p)
+
+
+def test_a_run_names_a_bad_drop():
+    with pytest.raises(UserError, match=r"^p_null=1.5: need [^\n]*$"):
+        _ = parts("p_null=1.5").drop

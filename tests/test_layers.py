@@ -11,22 +11,15 @@ SOURCE = Path(__file__).parents[1] / "src" / "denoiselab"
 
 MATHEMATICS = {"torch"}
 MEASURING = MATHEMATICS | {
-    "torchvision",
-    "torchmetrics",
-    "numpy",
-    "scipy",
-    "sklearn",
-    "matplotlib",
-    "PIL",
-    "safetensors",
+    *("torchvision", "torchmetrics", "numpy", "scipy", "sklearn", "matplotlib", "PIL", "safetensors"),
 }
 TRAINING = MEASURING | {"lightning", "rich", "wandb"}
 CONFIGURING = TRAINING | {"hydra", "omegaconf", "yaml"}
 
 LAYERS = {
     "errors files version trust rows _torchvision __init__ __main__": {"torch"},
-    "schedule target weighting timesteps denoiser guidance loss rng conditioning lr_schedule ema checkpoint": MATHEMATICS,
-    "sampler models": MATHEMATICS,
+    "schedule target weighting timesteps denoiser guidance loss sampler models": MATHEMATICS,
+    "rng conditioning lr_schedule ema checkpoint": MATHEMATICS,
     "data metrics pictures": MEASURING,
     "report": {"jinja2", "markupsafe", "pandas", "numpy", "scipy", "matplotlib", "PIL", "yaml"},
     "module callbacks loggers training evaluation run run_folder": TRAINING,

@@ -207,27 +207,34 @@ def test_log_snr_is_finite_at_the_clean_level_and_at_pure_noise():
 
 
 @pytest.mark.parametrize(
-    ("overrides", "named"),
+    ("name", "key", "value"),
     [
-        (["schedule=linear", "schedule.points=1"], "points=1"),
-        (["schedule=linear", "schedule.points=20"], "points"),
-        (["schedule=linear", "schedule.beta_min=0"], "beta_min=0"),
-        (["schedule=linear", "schedule.beta_min=0.03"], "beta_min=0.03"),
-        (["schedule=linear", "schedule.beta_max=1.0"], "beta_max=1.0"),
-        (["schedule=cosine", "schedule.points=1"], "points=1"),
-        (["schedule=cosine", "schedule.shift=0"], "shift=0"),
-        (["schedule=cosine", "schedule.beta_max=1"], "beta_max=1"),
-        (["schedule=cosine", "schedule.beta_max=0"], "beta_max=0"),
+        ("linear", "points", 1),
+        ("linear", "beta_min", 0),
+        ("linear", "beta_min", 0.03),
+        ("linear", "beta_max", 1.0),
+        ("linear", "beta_max", math.nan),
+        ("cosine", "points", 1),
+        ("cosine", "shift", 0),
+        ("cosine", "shift", math.nan),
+        ("cosine", "beta_max", 1),
+        ("cosine", "beta_max", 0),
     ],
 )
-def test_bad_arguments_are_refused_in_a_line(overrides, named):
+def test_bad_arguments_are_refused_in_a_line(name, key, value):
     with pytest.raises(UserError) as refused:
-        _ = parts(*overrides).schedule
+        make("schedule", name, **{key: value})
     line = str(refused.value)
     assert line.startswith("schedule.")
-    assert named in line
+    assert f"{key}={value}" in line
     assert "need" in line
     assert "\n" not in line
+
+
+def test_too_few_points_are_refused_by_their_number():
+    """20 points would bring beta_T to 1."""
+    with pytest.raises(UserError, match=r"^schedule\..*points=20\b.*21"):
+        make("schedule", "linear", points=20)
 
 
 @pytest.mark.parametrize("bad", [[0.1], [0.1, 1.0], [0.0, 0.1], [[0.1, 0.2]], [0.1, math.nan]])

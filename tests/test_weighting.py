@@ -135,10 +135,10 @@ def test_the_formula_is_told(target, weighting):
     assert weigh.formula in WeightedLoss(weigh).formula
 
 
-@pytest.mark.parametrize("gamma", ["0", "-1", "nan"])
+@pytest.mark.parametrize("gamma", [0, -1, math.nan])
 def test_a_bad_gamma_is_refused_in_a_line(gamma):
     with pytest.raises(UserError, match=rf"^weighting\.gamma={gamma}: need [^\n]*$"):
-        _ = parts("weighting=min_snr", f"weighting.gamma={gamma}").weighting
+        make("weighting", "min_snr", gamma=gamma)
 
 
 def filled(schedule: Schedule, denoiser: Denoiser, mixture: Mixture, n: int) -> tuple[Buckets, Tensor, Tensor]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from denoiselab.errors import NonFiniteLoss
 from denoiselab.experiment import Parts
 from denoiselab.files import write_text
 from denoiselab.metrics.base import Measurement
@@ -47,6 +48,8 @@ def evaluate(run: Run, parts: Parts, rerun: bool = False) -> Path:
     started = time.perf_counter()
     label = run.labels(n)
     generated = run.draw(parts.sampler, parts.guidance, label, range(n), seed, _Progress(n))
+    if not bool(generated.isfinite().all()):
+        raise NonFiniteLoss(f"{run.folder}: the sampler gave values that are not finite; nothing was measured")
     records = [
         *(found for metric in parts.metrics.values() for found in metric.measure(generated, label, parts.data)),
         _held_out_loss(run, parts, buckets := {}),

@@ -128,7 +128,7 @@ class Job:
                 self.folder.status(state, self.step, self.config["trainer"]["max_steps"], text)
                 raise
             self.folder.status("done", step, self.config["trainer"]["max_steps"])
-        say(f"run: {self.folder.path}")
+        print(self.folder.path, flush=True)  # alone on stdout, for scripts: run=$(denoiselab train ...)
 
     step = 0
     """The optimizer step that the run stands at."""
