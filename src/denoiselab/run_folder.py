@@ -143,6 +143,11 @@ class RunFolder:
         }
         write_text(self.path / "record.json", json.dumps(made, indent=2) + "\n")
 
+    def revision(self) -> str | None:
+        """The git revision that record.json names."""
+        file = self.path / "record.json"
+        return json.loads(file.read_text())["git"] if file.is_file() else None
+
     def status(self, state: str, step: int, max_steps: int, error: str | None = None) -> None:
         """Write status.json; state is running, done, failed or preempted."""
         content = {

@@ -174,10 +174,11 @@ class Job:
             "interface": parts.interface,
         }
         loggers = self._loggers(parts)
+        metrics = TrainingMetrics(trainer_config["log_every"])
         callbacks = [
-            TrainingMetrics(trainer_config["log_every"]),
+            metrics,
             *parts.callbacks(path),
-            ProgressBar(),
+            ProgressBar(metrics),
             Checkpoints(path, record, trainer_config["checkpoint_every"]),
         ]
         if self.rank_zero:
@@ -234,7 +235,10 @@ class Job:
             "matmul_precision": self.config["trainer"]["matmul_precision"],
             "threads": torch.get_num_threads(),
         }
+        before = self.folder.revision()
         self.folder.describe(to_yaml(self.composed), facts)
+        if self.step and before != (now := self.folder.revision()):
+            say(f"note: this run was begun with git revision {before} and goes on with {now}")
         self.folder.status("running", self.step, self.config["trainer"]["max_steps"])
         say(f"{self.folder.path}")
         say(

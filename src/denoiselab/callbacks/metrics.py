@@ -26,6 +26,8 @@ class TrainingMetrics(Periodic):
     def __init__(self, every: int = 50):
         super().__init__(every)
         self.sums: Tensor | None = None
+        self.latest = float("nan")
+        """train/loss of the last row, for the progress bar."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
         outputs = args[0]
@@ -38,9 +40,9 @@ class TrainingMetrics(Periodic):
         stop_if_not_finite(module)
         assert self.sums is not None
         loss, mse, count = trainer.strategy.reduce(self.sums, reduce_op="sum").tolist()
-        self.sums = None
+        self.sums, self.latest = None, loss / count
         values = {
-            "train/loss": loss / count,
+            "train/loss": self.latest,
             "train/mse": mse / count,
             "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
         }

@@ -17,15 +17,22 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from denoiselab.callbacks.metrics import TrainingMetrics
 from denoiselab.module import Diffusion
 
 LINE_SECONDS = 15.0
 
 
 class ProgressBar(pl.Callback):
-    """Steps done of max_steps, steps per second and the time left; touches no device value."""
+    """Steps done of max_steps, the last logged loss, steps per second and the time left; reads nothing from the
+    device.
 
-    def __init__(self) -> None:
+    Args:
+        metrics: whose last loss is shown.
+    """
+
+    def __init__(self, metrics: TrainingMetrics) -> None:
+        self.metrics = metrics
         self.bar: Progress | None = None
         self.next_line = 0.0
 
@@ -39,26 +46,30 @@ class ProgressBar(pl.Callback):
                 TextColumn("training"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]:.1f} steps/s"),
+                TextColumn("loss {task.fields[loss]:.4g}  {task.fields[rate]:.1f} steps/s"),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
                 refresh_per_second=4,
             )
-            self.task = self.bar.add_task("", total=trainer.max_steps, completed=self.first, rate=0.0)
+            self.task = self.bar.add_task(
+                "", total=trainer.max_steps, completed=self.first, rate=0.0, loss=float("nan")
+            )
             self.bar.start()
 
     @rank_zero_only
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         module: Diffusion = pl_module
         if self.bar is not None:
-            self.bar.update(self.task, completed=trainer.global_step, rate=self._rate(trainer, module))
+            rate = self._rate(trainer, module)
+            self.bar.update(self.task, completed=trainer.global_step, rate=rate, loss=self.metrics.latest)
         elif time.perf_counter() > self.next_line:
             self.next_line = time.perf_counter() + LINE_SECONDS
             rate = self._rate(trainer, module)
             left = (trainer.max_steps - trainer.global_step) / rate if rate else float("inf")
+            where = f"step {trainer.global_step}/{trainer.max_steps}, loss {self.metrics.latest:.4g}"
             print(
-                f"step {trainer.global_step}/{trainer.max_steps}, {rate:.1f} steps/s, about {left:.0f} s left",
+                f"{where}, {rate:.1f} steps/s, about {left:.0f} s left",
                 file=sys.stderr,
                 flush=True,
             )
