@@ -16,7 +16,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 WIDTH, HEIGHT = 100.0, 77.0
 """Of the drawing, in units of a tenth of an inch."""
 
-# Okabe and Ito's colours, as edges; fills are the same colours mixed with white.
+# Okabe and Ito's colours as edges (yellow a little darker); fills are the same colours mixed with white.
 ORANGE, SKY, GREEN, BLUE = "#E69F00", "#56B4E9", "#009E73", "#0072B2"
 VERMILION, PURPLE, YELLOW = "#D55E00", "#CC79A7", "#E3D52E"
 GREY, BLACK = "#8A8A8A", "#222222"

@@ -239,6 +239,24 @@ def test_a_seed_counts_once(tmp_path):
     assert "1 of the runs repeat a seed of the same arm; each seed is counted once." in table.notes
 
 
+def test_evaluation_seeds_are_averaged_within_a_run(tmp_path):
+    """Samples drawn again from one run are no new run: they make its value, not the interval over runs."""
+    values = {0: [2.0, 4.0, 6.0], 1: [1.0, 3.0, 5.0]}
+    for seed, fds in values.items():
+        run = make_run(tmp_path / str(seed), seed)
+        for draw, fd in enumerate(fds):
+            file = run / f"evaluations/{draw}/evaluation.json"
+            evaluation(file.parent, 1.0, fd, 1000, "Cosine", "unet_digits")
+            found = json.loads(file.read_text())
+            write(file, found | {"protocol": found["protocol"] | {"seed": draw}})
+    (arm,) = tabulate(load(tmp_path)).arms
+    assert (arm.seeds, arm.draws, arm.seeds_text) == (2, 3, "2 × 3 evaluations")
+    assert arm.cells["fd_digits"].values == [4.0, 3.0]
+    (alone,) = tabulate(load(tmp_path / "0")).arms
+    assert alone.cells["fd_digits"].values == [2.0, 4.0, 6.0]
+    assert alone.cells["held_out_loss"].values == [pytest.approx(0.4)]
+
+
 def test_one_run(tmp_path):
     make_run(tmp_path / "run", fd={1.0: 2.0})
     page = write_report(tmp_path / "run").read_text()

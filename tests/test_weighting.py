@@ -284,6 +284,21 @@ def test_each_sample_is_seen_once_in_every_part_of_the_range():
     assert buckets.sums[:, 0].tolist() == [37] * 5
 
 
+def test_samples_have_times_and_noise_of_their_own():
+    """A network that says nothing of equal data: only the noise tells samples apart."""
+    held_out = Samples(torch.zeros(37, 1, 8, 8), torch.zeros(37, dtype=torch.int64), torch.arange(37))
+
+    class Nothing(Says):
+        def forward(self, x: Tensor, c_noise: Tensor, label: Tensor) -> Tensor:
+            return 0 * x
+
+    denoiser = Denoiser(Nothing(torch.zeros(())), Eps())
+    row = measured(denoiser, held_out, repeats=1, buckets=20)[0].row("own")
+    assert sum(n > 0 for n in row["own/count"]) > 10
+    (error,) = measured(denoiser, held_out, repeats=1, buckets=1)[0].row("own")["own/eps_se"]
+    assert error == pytest.approx(math.sqrt(2 / 64 / 37), rel=0.4)
+
+
 def test_a_samples_noise_is_addressed_by_its_id():
     """A subset of the samples in another order has the errors that they have in the whole."""
     denoiser, held_out = small_unet(), digits()

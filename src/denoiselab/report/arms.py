@@ -41,6 +41,7 @@ class Cell:
 
     name: str
     values: list[float]
+    """One per seed, each the mean over its evaluation seeds; of a single seed, one per evaluation seed."""
     better: str
     controls: dict[str, float]
     basis: list[dict[str, str]]
@@ -85,8 +86,8 @@ class Arm:
     group: Group
     protocol: dict[str, Any] | None
     step: int
-    members: list[tuple[Run, Evaluation | None]]
-    """One per seed."""
+    members: list[tuple[Run, list[Evaluation]]]
+    """One per seed, with its evaluations, which differ in the evaluation's seed alone."""
     axes: dict[str, str] = field(default_factory=dict)
     cells: dict[str, Cell] = field(default_factory=dict)
 
@@ -97,6 +98,20 @@ class Arm:
     @property
     def seeds(self) -> int:
         return len(self.members)
+
+    @property
+    def draws(self) -> int:
+        """Evaluation seeds per run."""
+        return max(len(evaluations) for _, evaluations in self.members)
+
+    @property
+    def seeds_text(self) -> str:
+        return f"{self.seeds} × {self.draws} evaluations" if self.draws > 1 else str(self.seeds)
+
+    @property
+    def first(self) -> Evaluation | None:
+        """The first seed's first evaluation."""
+        return next(iter(self.members[0][1]), None)
 
     @property
     def calls(self) -> Any:
@@ -200,28 +215,39 @@ def _arms(group: Group) -> list[Arm]:
             protocol = None if evaluation is None else _address(evaluation.protocol)
             step = run.step if protocol is None else int(finite(protocol.get("step")) or 0)
             arm = found.setdefault(key([protocol, step]), Arm(group, protocol, step, []))
-            if run.seed not in [member.seed for member, _ in arm.members]:
-                arm.members.append((run, evaluation))
+            own = next((pair for pair in arm.members if pair[0].seed == run.seed), None)
+            if own is None:
+                arm.members.append(own := (run, []))
+            if own[0] is run and evaluation is not None:
+                own[1].append(evaluation)
     for arm in found.values():
         arm.members.sort(key=lambda pair: _natural(plain(pair[0].seed)))
+        for _, evaluations in arm.members:
+            evaluations.sort(key=lambda evaluation: _natural(plain(evaluation.protocol.get("seed"))))
         arm.cells = _cells(arm)
     return list(found.values())
 
 
 def _address(protocol: dict[str, Any]) -> dict[str, Any]:
-    """A protocol without what is not part of it: seeds evaluated by different versions are one arm."""
-    return {name: value for name, value in protocol.items() if name != "versions"}
+    """A protocol without what is not part of it: runs measured by other versions, or with another seed of the
+    noise, are one arm."""
+    return {name: value for name, value in protocol.items() if name not in ("versions", "seed")}
 
 
 def _cells(arm: Arm) -> dict[str, Cell]:
     cells: dict[str, Cell] = {}
-    for run, evaluation in arm.members:
-        for record in [_last_loss(run)] if evaluation is None else evaluation.records:
+    for run, evaluations in arm.members:
+        found: dict[str, list[float]] = {}
+        for record in [r for e in evaluations for r in e.records] if arm.protocol else [_last_loss(run)]:
             if record.value is None:
                 continue
+            found.setdefault(record.name, []).append(record.value)
             cell = cells.setdefault(record.name, Cell(record.name, [], record.better, record.controls, []))
-            cell.values.append(record.value)
             cell.basis.append(_basis(run, arm.protocol or {"weights": "ema"}, record))
+        for name, values in found.items():
+            # Samples of one run vary less than runs do: they count apart only where there is one run.
+            varies = arm.seeds == 1 and name not in LOSSES
+            cells[name].values += values if varies else [sum(values) / len(values)]
     return cells
 
 

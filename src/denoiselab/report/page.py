@@ -114,7 +114,10 @@ def notes(table: Table) -> list[str]:
     cells = [cell for arm in table.arms for cell in arm.cells.values()]
     found = []
     if any(cell.half is not None for cell in cells):
-        found.append("±: half the width of the 95% confidence interval of the mean over seeds, by Student's t.")
+        found.append(
+            "±: half the width of the 95% confidence interval of the mean over seeds (of a single run: over its "
+            "evaluation seeds, which says nothing of other runs), by Student's t."
+        )
     if any(len(cell.values) == 1 for cell in cells):
         found.append("A value without ± comes from one seed: no interval can be given.")
     if any(cell.best for cell in cells):
@@ -135,8 +138,8 @@ def depends(table: Table) -> list[tuple[str, str]]:
     """Per measurement, the protocol that it records of itself."""
     found = {}
     for arm in table.arms:
-        for _, evaluation in arm.members:
-            for record in evaluation.records if evaluation else ():
+        for evaluation in [e for _, evaluations in arm.members for e in evaluations]:
+            for record in evaluation.records:
                 text = ", ".join(f"{name} {plain(value)}" for name, value in record.protocol.items())
                 found.setdefault(record.name, text)
     return [(name, text) for name, text in found.items() if text]
@@ -192,7 +195,7 @@ def caution(groups: list[Group]) -> str:
 
 def galleries(runs: list[Run], table: Table) -> list[Gallery]:
     """Samples of each arm, the last pictures of training, and a single run's progress; the first seed of each."""
-    shown = [(arm, *arm.members[0]) for arm in table.arms]
+    shown = [(arm, arm.members[0][0], arm.first) for arm in table.arms]
     samples = [(e.picture, a.label, f"seed {plain(r.seed)}, {a.protocol_text}") for a, r, e in shown if e and e.picture]
     found = [_gallery("Evaluated samples", "", samples)]
     firsts = [(group.label, group.counted[0]) for group in table.groups]
@@ -229,7 +232,7 @@ def confusions(table: Table) -> list[tuple[str, list[list[tuple[str, float]]]]]:
     """Confusion matrices with the protocol of each; every entry as text and as share of its row."""
     found = []
     for arm in table.arms:
-        evaluation = arm.members[0][1]
+        evaluation = arm.first
         for record in evaluation.records if evaluation else ():
             matrix = record.details.get("confusion")
             rows = matrix if isinstance(matrix, list) else []

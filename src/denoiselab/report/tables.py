@@ -17,7 +17,7 @@ def frame(table: Table) -> pd.DataFrame:
     rows = []
     for arm in table.arms:
         protocol = arm.protocol or {}
-        row: dict[str, Any] = {**arm.axes, "seeds": arm.seeds, "trained_steps": arm.step}
+        row: dict[str, Any] = {**arm.axes, "seeds": arm.seeds, "evaluations": arm.draws, "trained_steps": arm.step}
         row |= {name: protocol.get(name) for name in ("n", "weights", "label_policy")}
         for group, option in (("sampler", "steps"), ("guidance", "scale")):
             part = protocol.get(group)
@@ -37,7 +37,7 @@ def markdown(table: Table, title: str, summary: str, quoted: str, notes: list[st
     lines = [heads, ["---"] * len(heads)]
     for arm in table.arms:
         settings = [arm.axes[name] for name in table.axes]
-        lines.append([*settings, str(arm.seeds), *(_markdown_cell(arm, m) for m in table.metrics), plain(arm.calls)])
+        lines.append([*settings, arm.seeds_text, *(_markdown_cell(arm, m) for m in table.metrics), plain(arm.calls)])
     rows = "\n".join("| " + " | ".join(_safe(cell) for cell in line) + " |" for line in lines) if table.arms else ""
     parts = [f"# {_safe(title)}", _safe(summary), _safe(quoted), rows, "\n".join(f"- {_safe(note)}" for note in notes)]
     return "\n\n".join(part for part in parts if part) + "\n"
