@@ -1,4 +1,4 @@
-"""docs/extending.md: its code is the files of tests/examples/mylab, and every command in it works."""
+"""The pages of docs/ that show code: it is the code that runs, and the training commands of docs/extending.md work."""
 
 import itertools
 import json
@@ -21,8 +21,9 @@ from denoiselab.sampler import LogSNR
 from denoiselab.training import Job
 from exact import normals, rms, triangle
 
-LAB = Path(__file__).parent / "examples" / "mylab"
-PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
+ROOT = Path(__file__).parents[1]
+LAB = ROOT / "tests" / "examples" / "mylab"
+PAGE = (ROOT / "docs" / "extending.md").read_text()
 
 BLOCKS = dict(re.findall(r"^`mylab/(\S+)`:\n\n```(?:python|yaml)\n(.*?)^```$", PAGE, re.M | re.S))
 COMMANDS = re.findall(r"^denoiselab (train --config-dir mylab .*)$", PAGE, re.M)
@@ -48,6 +49,33 @@ def quick_run(tmp_path_factory):
     job = Job(compose("train", ["schedule=power", "debug=quick", "metrics=none", *small, output], LAB))
     job.run()
     return job.folder.path
+
+
+def test_lines_of_code_in_the_architecture_are_those_of_the_source():
+    source = [[line.strip() for line in path.read_text().splitlines()] for path in ROOT.glob("src/denoiselab/**/*.py")]
+    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "architecture.md").read_text(), re.M | re.S)
+    assert len(blocks) >= 5
+    for block in blocks:
+        lines = [line.strip() for line in block.splitlines()]
+        found = [file[i : i + len(lines)] == lines for file in source for i in range(len(file))]
+        assert any(found), block
+
+
+@pytest.mark.parametrize(
+    "page", [*sorted(ROOT.glob("docs/*.md")), ROOT / "CONTRIBUTING.md"], ids=lambda path: path.name
+)
+def test_links_lead_somewhere(page):
+    """Files that pages point to exist, and so do the headings."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        name, _, heading = link.partition("#")
+        if ":" in name:
+            continue
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        headings = re.findall(r"^#+ (.+)$", target.read_text(), re.M) if heading else []
+        anchors = {re.sub(r"[^\w\- ]", "", words.lower()).replace(" ", "-") for words in headings}
+        assert not heading or heading in anchors, link
 
 
 def test_the_page_shows_every_file_as_it_is():

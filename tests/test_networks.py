@@ -248,18 +248,39 @@ def test_attention_is_where_it_was_asked_for():
     assert count([16], 32) == 1 + 2 + 2
 
 
-def test_attention_reaches_every_pixel():
-    """A change in one corner is felt in the opposite one within a single attention, beyond any kernel."""
-    net = UNet((1, 8, 8), channels=32, multipliers=[1], blocks=1, attention=[8]).double().eval()
-    (attention,) = {m for m in net.middle[0].modules() if type(m).__name__ == "_Attention"}
+def test_attention_is_pytorchs_multi_head_attention():
+    """Over all pixels, in two heads, beside the input; PyTorch keeps queries, keys and values in the same order."""
+    net = UNet((1, 8, 8), channels=32, multipliers=[2], blocks=1, attention=[8], head_channels=32).double().eval()
+    attention = net.middle[0].attention
     for parameter in attention.parameters():
-        nn.init.normal_(parameter, std=0.2)
-    h = normals(1, 32, 8, 8)
-    changed = h.clone()
-    changed[..., 0, 0] += 1
-    assert (attention(changed) - attention(h))[..., 7, 7].abs().max() > 1e-5
-    turned = attention(h.transpose(2, 3)).transpose(2, 3)
-    torch.testing.assert_close(turned, attention(h), rtol=1e-10, atol=1e-10)
+        nn.init.normal_(parameter, std=0.5)
+    reference = nn.MultiheadAttention(64, 2, batch_first=True).double()
+    weights = ("in_proj_weight", attention.qkv.weight), ("in_proj_bias", attention.qkv.bias)
+    for name, value in (*weights, ("out_proj.weight", attention.out.weight), ("out_proj.bias", attention.out.bias)):
+        reference.get_parameter(name).data.copy_(value)
+    h = normals(3, 64, 8, 8)
+    tokens = attention.norm(h).flatten(2).transpose(1, 2)
+    expected = h + reference(tokens, tokens, tokens, need_weights=False)[0].transpose(1, 2).view_as(h)
+    with torch.no_grad():
+        torch.testing.assert_close(attention(h), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("multipliers", [[1], [1, 2], [1, 2, 2]])
+def test_skips_carry_the_image_past_the_middle(multipliers):
+    """What the network says still depends on the image, pixel by pixel, where the middle says nothing; and on the
+    middle, where the rest is the same."""
+    torch.manual_seed(0)
+    net = UNet((1, 8, 8), channels=32, multipliers=multipliers, blocks=1, attention=[]).double().eval()
+    for parameter in net.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    x, c_noise, _ = inputs((1, 8, 8))
+    with torch.no_grad():
+        whole = net(x, c_noise)
+        handle = net.middle[-1].register_forward_hook(lambda module, arguments, output: 0 * output)
+        without, changed = net(x, c_noise), net(x + normals(4, 1, 8, 8, seed=9), c_noise)
+        handle.remove()
+    assert (whole - without).abs().max() > 1e-6
+    assert ((changed - without).abs().flatten(1).mean(1) > 1e-3).all()
 
 
 def test_mlp_is_of_its_depth_and_width():

@@ -83,9 +83,12 @@ class Job:
     def make_trainer(self, callbacks: list[pl.Callback], loggers: list[Logger]) -> pl.Trainer:
         quiet()
         config = self.config["trainer"]
+        accelerator = config["accelerator"]
+        if accelerator == "auto" and torch.backends.mps.is_available():
+            accelerator = "cpu"  # Apple's GPUs have no float64, in which the schedules' tables are kept
         try:
             return pl.Trainer(
-                accelerator=config["accelerator"],
+                accelerator=accelerator,
                 devices=config["devices"],
                 strategy=config["strategy"],
                 precision=config["precision"],

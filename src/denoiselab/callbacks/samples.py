@@ -36,7 +36,7 @@ class SampleGrid(Evaluation):
         guidance: Callable[[DenoiserLike], DenoiserLike],
         folder: Path,
         n: int = 100,
-        every: int = 1000,
+        every: int = 500,
         seed: int = 0,
     ):
         super().__init__(every)
