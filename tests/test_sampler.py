@@ -11,6 +11,7 @@ from denoiselab.sampler import DDIM, Leading, Linspace, LogSNR, Sampler, Trailin
 from denoiselab.schedule import Cosine, Discrete, Level, Linear, Schedule
 from exact import (
     OPTIONS,
+    Mixture,
     Scaled,
     White,
     every,
@@ -256,6 +257,17 @@ def test_few_steps_find_the_mean_and_width_of_gaussian_data(sampler, spacing, sc
     x_0 = option(sampler, spacing, 50)(White(0.3, 0.5), levels, noise)
     assert abs(x_0.mean() - 0.3) < 0.05
     assert x_0.std().item() == pytest.approx(0.5, rel=0.15)
+
+
+@every("sampler")
+def test_every_sampler_as_it_is_shipped_suits_the_points(sampler):
+    """Which lie outside of [-1, 1], unlike images."""
+    torch.manual_seed(1)
+    found = parts("experiment=points", f"sampler={sampler}", "data.n=2000")
+    data, codec = found.data, found.codec
+    exact = Mixture((data.centres - codec.mean) / codec.std, data.std / codec.std)
+    x_0 = make("sampler", sampler, spacing=found.spacing, steps=50)(exact, found.schedule, normals(4000, 2))
+    assert x_0.std().item() == pytest.approx(1, rel=0.05)
 
 
 @every("spacing", "schedule")

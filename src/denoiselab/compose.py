@@ -14,8 +14,6 @@ from typing import Any
 
 from denoiselab.errors import UserError
 
-GROUPS_ARE_NOT = {"train", "sample", "evaluate"}
-
 
 @dataclass
 class Composed:
@@ -70,6 +68,7 @@ def compose(app: str, overrides: Sequence[str], config_dir: Path | None = None) 
         search = [f"hydra.searchpath=[{json.dumps('file://' + str(config_dir.resolve()))}]"]
         if str(config_dir.resolve()) not in sys.path:
             sys.path.insert(0, str(config_dir.resolve()))
+        _refuse_shadows(config_dir)
     known = options(config_dir)
     parsed = _parse(overrides)
     groups = [line for line, override in parsed if override.key_or_group in known]
@@ -91,7 +90,7 @@ def compose(app: str, overrides: Sequence[str], config_dir: Path | None = None) 
     plain = OmegaConf.to_container(_without_hydra(defaults), resolve=False)
     for line, override in parsed:
         if override.key_or_group not in known:
-            _check_value(line, override, plain, [*known, *GROUPS_ARE_NOT])
+            _check_value(line, override, plain, [*known])
     return Composed(_without_hydra(composed(overrides)), choices, list(overrides), config_dir)
 
 
@@ -101,12 +100,15 @@ def sweep(overrides: Sequence[str]) -> list[list[str]]:
     >>> sweep(["schedule=linear,cosine", "seed=0,1"])[1]
     ['schedule=linear', 'seed=1']
     """
-    axes = [
-        [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-        if override.is_sweep_override()
-        else [line]
-        for line, override in _parse(overrides)
-    ]
+    from hydra.errors import HydraException
+
+    axes = []
+    for line, override in _parse(overrides):
+        try:
+            swept = override.sweep_string_iterator() if override.is_sweep_override() else None
+            axes.append([line] if swept is None else [f"{override.get_key_element()}={value}" for value in swept])
+        except HydraException:
+            raise UserError(f"{line}: cannot be expanded; list the values (a,b,c) or use range(n)") from None
     return [list(job) for job in itertools.product(*axes)]
 
 
@@ -183,6 +185,13 @@ def _parse(overrides: Sequence[str]) -> list[tuple[str, Any]]:
     return found
 
 
+def _refuse_shadows(config_dir: Path) -> None:
+    """An option of the user's with a shipped one's name would never be read."""
+    for path in config_dir.rglob("*.yaml"):
+        if (conf_dir() / path.relative_to(config_dir)).is_file():
+            raise UserError(f"{path}: there is a shipped option of this name; give yours another")
+
+
 def _check_choice(line: str, override: Any, known: dict[str, list[str]]) -> None:
     group, value = override.key_or_group, override.value()
     for choice in value if isinstance(value, list) else [value]:
@@ -199,7 +208,9 @@ def _check_value(line: str, override: Any, base: Any, top: Sequence[str]) -> Non
             parent_is_open = isinstance(node, dict) and "_target_" in node and part == last
             if parent_is_open and (override.is_add() or override.is_force_add()):
                 return  # one more constructor argument; the class says whether it knows it
-            names = [*node, *(top if node is base else [])] if isinstance(node, dict) else []
+            names: list[str] = (
+                list(dict.fromkeys([*node, *(top if node is base else [])])) if isinstance(node, dict) else []
+            )
             raise UserError(f"{line}: no option {part!r} here; {nearest(part, [n for n in names if n != '_target_'])}")
         node = node[part]
     if override.is_delete():

@@ -39,9 +39,9 @@ def evaluate(run: Run, parts: Parts, rerun: bool = False) -> Path:
     """
     config = parts.config
     n, seed = config["evaluation"]["n"], config["evaluation"]["seed"]
-    folder = run.folder / "evaluations" / address(config)
+    folder = run.folder / "evaluations" / digest([address(config), run.step])
     file = folder / "evaluation.json"
-    if not rerun and file.is_file() and json.loads(file.read_text())["protocol"]["step"] == run.step:
+    if not rerun and file.is_file():
         _tell(f"already evaluated: {folder}")
         return folder
 

@@ -9,6 +9,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from denoiselab.compose import Composed, compose, plain
 from denoiselab.conditioning import Drop
 from denoiselab.data.base import Data
@@ -78,11 +80,12 @@ class Parts:
         self.config, self.folder, self.run_id = config, folder, run_id
         self._interface = interface
 
-    def make(self, group: str, node: Any = None, **shared: Any) -> Any:
+    def make(self, group: str, node: Any = None, open: tuple[str, ...] = (), **shared: Any) -> Any:
         """The object that a group's node describes.
 
         Args:
             group: for the node (if not given) and for errors.
+            open: constructor arguments that may stay open; the object is then a partial that waits for them.
             shared: further values that the constructor may name.
 
         Raises:
@@ -95,7 +98,7 @@ class Parts:
         try:
             made = instantiate(node, _convert_="all")
             if isinstance(made, partial):
-                made = self._complete(made, group, shared)
+                made = self._complete(made, group, open, shared)
             return made
         except InstantiationException as error:
             cause = error.__cause__ or error
@@ -107,19 +110,21 @@ class Parts:
                 raise
             raise UserError(f"{group}.{_one_line(error)}") from error
 
-    def _complete(self, made: partial, group: str, shared: dict[str, Any]) -> Any:
-        """Call a partial with the shared parts it names; leave it partial while a required argument is open."""
-        arguments = dict(made.keywords)
+    def _complete(self, made: partial, group: str, open: tuple[str, ...], shared: dict[str, Any]) -> Any:
+        """Call a partial with the shared parts it names; leave it partial while an ``open`` argument is missing."""
+        arguments, waiting = dict(made.keywords), False
         for name, parameter in inspect.signature(made.func).parameters.items():
             if name in arguments or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 continue
             if name in shared:
                 arguments[name] = shared[name]
+            elif name in open:
+                waiting = True
             elif name in SHARED and name != group:
                 arguments[name] = getattr(self, name)
             elif parameter.default is parameter.empty:
-                return partial(made.func, **arguments)
-        return made.func(**arguments)
+                raise ValueError(f"{name}=?: {made.func.__name__} needs this argument, and nothing provides it")
+        return partial(made.func, **arguments) if waiting else made.func(**arguments)
 
     @cached_property
     def data(self) -> Data:
@@ -188,7 +193,7 @@ class Parts:
     @cached_property
     def guidance(self) -> Callable[[DenoiserLike], DenoiserLike]:
         """Wraps a denoiser."""
-        make = self.make("guidance")
+        make = self.make("guidance", open=("denoiser",))
         scale = self.config["guidance"].get("scale", 1)
         if scale != 1 and not self.num_classes:
             raise UserError(f"guidance.scale={scale}: the model is unconditional (no classes); use guidance.scale=1")
@@ -203,11 +208,14 @@ class Parts:
     def metrics(self) -> dict[str, Metric]:
         """By name; each checked against the data."""
         made = {name: self.make("metrics", node) for name, node in self.config["metrics"].items() if node}
-        for metric in made.values():
+        for name, metric in made.items():
             try:
                 metric.check(self.data)
             except ValueError as error:
                 raise UserError(str(error)) from None
+            n = self.config["evaluation"]["n"]
+            if n < metric.least:
+                raise UserError(f"evaluation.n={n}: metrics.{name} needs at least {metric.least} samples")
         return made
 
     def check(self) -> None:
@@ -227,11 +235,22 @@ class Parts:
         for name in ("drop", "denoiser", "loss", "timesteps", "guidance", "metrics"):
             getattr(self, name)
         self.make("guidance", denoiser=self.denoiser)
+        self._check_pure_noise()
         self.check_sampler()
         self.make("optimizer", params=list(self.denoiser.parameters()))
         self.make("lr_schedule")
         self.make("ema", model=self.denoiser)
         self.callbacks(self.folder or Path())
+
+    def _check_pure_noise(self) -> None:
+        """Where alpha = 0 at t = 1, the target must still say something of x_0."""
+        alpha, sigma = self.schedule(torch.ones((), dtype=torch.float64, device=self.schedule.device))
+        a, b = self.target.coefficients(alpha, sigma)
+        if alpha * b - sigma * a == 0:
+            names = (type(self.target).__name__, type(self.schedule).__name__)
+            raise UserError(
+                f"target: {names[0]} says nothing of x_0 at t = 1 of {names[1]}, where alpha = 0; use target=v"
+            )
 
     def check_sampler(self) -> None:
         """The sampler's levels exist on the schedule."""

@@ -18,7 +18,7 @@ class CFG:
     """x_0_hat = x_0_null + scale (x_0_cond - x_0_null) (Ho and Salimans 2022, arXiv:2207.12598, eq. 6).
 
     Guiding x_0 and guiding eps are the same, both being affine in each other at fixed x_t. ``scale`` is 1 + w of
-    the paper: 1 switches guidance off (and costs one network call less), 0 is unconditional.
+    the paper: 1 switches guidance off, 0 is unconditional; other scales put twice the rows through the network.
 
     Args:
         denoiser: the denoiser to guide.

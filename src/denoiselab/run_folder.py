@@ -33,9 +33,17 @@ PACKAGES = (
 
 
 def digest(content: Any) -> str:
-    """Ten hexadecimal digits that address a piece of plain data."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    """Ten hexadecimal digits that address a piece of plain data; 1 and 1.0 are the same."""
+    text = json.dumps(_canonical(content), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def _canonical(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _canonical(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_canonical(value) for value in content]
+    return int(content) if isinstance(content, float) and content.is_integer() else content
 
 
 def slug(identity: dict[str, Any]) -> str:
@@ -92,6 +100,7 @@ class RunFolder:
         Raises:
             RunHeld: another process holds it.
         """
+        self.started = time.time()
         self.path.mkdir(parents=True, exist_ok=True, mode=0o750)
         lock = self.path / "run.lock"
         mine = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})

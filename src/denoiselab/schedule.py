@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,9 @@ from torch import Tensor, nn
 RATIO = 1e6
 """sigma/alpha is held in [1/RATIO, RATIO] wherever its logarithm is taken, so that the clean level and pure
 noise have finite log-SNRs (+-27.6)."""
+
+LEAST_RATIO = 1e-4
+"""sigma/alpha below which no level is trained at or sampled from."""
 
 
 class Level(NamedTuple):
@@ -64,6 +68,15 @@ class Schedule(nn.Module):
         dtype = torch.promote_types(t.dtype, torch.float32)
         alpha_t, sigma_t = self.levels(t.double())
         return Level(alpha_t.to(dtype), sigma_t.to(dtype))
+
+    @cached_property
+    def earliest(self) -> float:
+        """The smallest time to train at or sample from: 0, or where sigma_t/alpha_t = 1e-4 if the schedule goes
+        further (towards a clean level, whose weights would be infinite)."""
+        at_zero = float(self.log_snr(torch.zeros((), dtype=torch.float64, device=self.device)))
+        if at_zero <= -2 * math.log(LEAST_RATIO):
+            return 0.0
+        return float(self.inverse(torch.tensor(-2 * math.log(LEAST_RATIO), dtype=torch.float64, device=self.device)))
 
     def log_snr(self, t: Tensor) -> Tensor:
         """log(alpha_t^2 / sigma_t^2) in nats."""
@@ -159,6 +172,8 @@ class Linear(Discrete):
 
     def __init__(self, points: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02):
         scale = 1000 / _points(points)
+        if 0 < beta_min < beta_max < 1 <= beta_max * scale:
+            raise ValueError(f"points={points}: need at least {math.floor(1000 * beta_max) + 1}, or beta_T reaches 1")
         if not 0 < beta_min < beta_max or not beta_max * scale < 1:
             raise ValueError(
                 f"beta_min={beta_min}, beta_max={beta_max}: need 0 < beta_min < beta_max < points/1000 = {1 / scale:g}"
@@ -173,7 +188,7 @@ class Cosine(Discrete):
     Args:
         points: T, at least 2.
         shift: s > 0, which keeps beta_1 from vanishing.
-        beta_max: the clip, in (0, 1); it moves index T only.
+        beta_max: the clip, in (0, 1); at 0.999 it moves index T only.
 
     >>> alpha_t, sigma_t = Cosine()(torch.tensor([0.0, 499 / 999, 1.0]).double())
     >>> print(f"{sigma_t[0]**2:.4g} {alpha_t[1]**2:.4f} {alpha_t[2]**2:.4g}")   # beta_1, abar_500, abar_T
@@ -181,7 +196,7 @@ class Cosine(Discrete):
     """
 
     def __init__(self, points: int = 1000, shift: float = 0.008, beta_max: float = 0.999):
-        if shift <= 0:
+        if not shift > 0:
             raise ValueError(f"shift={shift}: need a number > 0, such as 0.008")
         if not 0 < beta_max < 1:
             raise ValueError(f"beta_max={beta_max}: need a number in (0, 1), such as 0.999")

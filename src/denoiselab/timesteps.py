@@ -40,8 +40,12 @@ class Timesteps:
         return torch.rand(n, generator=g, dtype=torch.float64, device=device)
 
     def __call__(self, n: int, schedule: Schedule, place: Place) -> tuple[Tensor, Tensor]:
-        """(t, w): float32 times in [0, 1], shape (n,), and weights 1/p(t) relative to uniform t, shape (n,)."""
-        t = self.icdf(self.uniforms(n, place, schedule.device), schedule).float()
+        """(t, w): float32 times from schedule.earliest to 1, shape (n,), and weights on their losses, shape (n,).
+
+        The weights are 1: the density that icdf draws from is itself the objective. A distribution that only
+        reduces variance overrides this and returns 1/p(t) relative to uniform t.
+        """
+        t = self.icdf(self.uniforms(n, place, schedule.device), schedule).float().clamp_min(schedule.earliest)
         return t, torch.ones_like(t)
 
 

@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from denoiselab import checkpoint
@@ -67,7 +68,7 @@ class Job:
         self.identity = identity(config, sha)
         self.evaluation_address = address(config)
         self.folder = RunFolder(Path(config["output_dir"]) / config["name"] / slug(self.identity), self.identity)
-        self.rank_zero = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+        self.rank_zero = rank_zero_only.rank == 0  # Lightning's reading of torchrun's, SLURM's and its own variables
         self._check_batch()
 
     def _check_batch(self) -> None:
@@ -160,8 +161,8 @@ class Job:
             timesteps=parts.timesteps,
             drop=parts.drop,
             codec=parts.codec,
-            ema=parts.make("ema"),
-            optimizer=parts.make("optimizer"),
+            ema=parts.make("ema", open=("model",)),
+            optimizer=parts.make("optimizer", open=("params",)),
             lr_schedule=parts.make("lr_schedule"),
             seed=config["seed"],
             batch_size=parts.data.batch_size,
@@ -175,6 +176,7 @@ class Job:
             "config": to_yaml(self.composed),
             "identity": self.identity,
             "interface": parts.interface,
+            "choices": self.composed.choices,
         }
         loggers = self._loggers(parts)
         metrics = TrainingMetrics(trainer_config["log_every"])

@@ -63,5 +63,5 @@ def stop_if_not_finite(module: Diffusion) -> None:
         lr = module.trainer.optimizers[0].param_groups[0]["lr"]
         raise NonFiniteLoss(
             f"non-finite loss or gradient at step {step} (lr {lr:.3g}); "
-            "the last checkpoint is from before it; try a lower optimizer.lr or trainer.gradient_clip=1"
+            "no checkpoint was made since; try a lower optimizer.lr or trainer.gradient_clip=1"
         )

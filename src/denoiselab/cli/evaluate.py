@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from denoiselab.cli import parse
-from denoiselab.compose import Composed, compose, plain, sweep
+from denoiselab.compose import compose, plain, sweep
 
 ABOUT = """Measure a run or a checkpoint. Each evaluation (sampler, guidance, n, seed, weights, metrics) has an address
 of its own under the run and is made once; with -m, several values are measured in turn."""
@@ -11,24 +13,35 @@ of its own under the run and is made once; with -m, several values are measured 
 
 def main(arguments: list[str]) -> int:
     overrides, config_dir, multirun = parse(arguments, "evaluate", ABOUT)
-    jobs = [compose("evaluate", job, config_dir) for job in (sweep(overrides) if multirun else [overrides])]
+    jobs = sweep(overrides) if multirun else [overrides]
     for job in jobs:
-        evaluate_one(job)
+        compose("evaluate", [line for line in job if not _of_metrics(line)], config_dir)
+    for job in jobs:
+        evaluate_one(job, config_dir)
     return 0
 
 
-def evaluate_one(composed: Composed) -> None:
-    """Load the run, then measure it as asked."""
+def evaluate_one(overrides: list[str], config_dir: Path | None) -> None:
+    """Load the run, then measure it as asked; with the metrics it was trained with, unless others are named."""
     from denoiselab.evaluation import evaluate
     from denoiselab.experiment import Parts, check_evaluation
     from denoiselab.run import load
 
-    config = plain(composed)
+    config = plain(compose("evaluate", [line for line in overrides if not _of_metrics(line)], config_dir))
     check_evaluation(config)
     run = load(config["ckpt"], config["evaluation"]["weights"])
-    if not any(line.startswith("metrics") for line in composed.overrides):
-        config["metrics"] = run.parts.config["metrics"]
+    own = (
+        []
+        if any(line.startswith("metrics=") for line in overrides)
+        else [f"metrics={run.record['choices']['metrics']}"]
+    )
+    config = plain(compose("evaluate", [*own, *overrides], config_dir))
     trained = {group: run.parts.config[group] for group in ("data", "schedule", "p_null")}
     parts = Parts({**trained, **config})
     parts.check_sampler()
     evaluate(run, parts, config["rerun"])
+
+
+def _of_metrics(line: str) -> bool:
+    """Whether an override changes the metrics' own options, which depend on the run's choice of metrics."""
+    return line.lstrip("+~").startswith("metrics.")

@@ -28,7 +28,8 @@ def main(arguments: list[str]) -> int:
     from denoiselab.run import load
 
     run = load(config["ckpt"], config["weights"])
-    parts = Parts({**config, "schedule": run.parts.config["schedule"]}, interface=run.parts.interface)
+    trained = {group: run.parts.config[group] for group in ("schedule", "p_null")}
+    parts = Parts({**trained, **config}, interface=run.parts.interface)
     parts.check_sampler()
     labels = run.labels(config["n"], config["label"])
     samples = run.draw(parts.sampler, parts.guidance, labels, range(config["n"]), config["seed"])

@@ -20,6 +20,8 @@ def main(arguments: list[str]) -> int:
 
     planned = [Job(job) for job in jobs]
     refuse_idle_axes(planned, overrides)
+    for number, job in enumerate(planned):  # a run that this command makes is not moved aside by its next job
+        job.config["rerun"] &= job.folder.path not in [earlier.folder.path for earlier in planned[:number]]
     failures = [failure for number, job in enumerate(planned) if (failure := attempt(job, number, len(planned)))]
     if len(planned) > 1:
         print(f"{len(planned) - len(failures)} of {len(planned)} runs done", file=sys.stderr)

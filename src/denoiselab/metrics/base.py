@@ -29,6 +29,9 @@ class Measurement:
 class Metric:
     """Measures generated samples against a data set; a subclass writes ``measure``."""
 
+    least: int = 1
+    """The smallest number of samples that it can measure."""
+
     def measure(self, generated: Tensor, label: Tensor | None, data: Data) -> list[Measurement]:
         """Measurements of decoded samples.
 

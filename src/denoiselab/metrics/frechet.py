@@ -43,6 +43,8 @@ class FrechetDistance(Metric):
     Raises ValueError for fewer than 2 samples; below 65 the samples' covariance is singular and the floor is high.
     """
 
+    least = 2
+
     def check(self, data: Data) -> None:
         check_digits(data)
 

@@ -95,11 +95,12 @@ def held_out_losses(
     u, eps = _draws(ids.tolist(), tuple(held_out.x_0.shape[1:]), seed, repeats)
     sample = torch.arange(len(held_out))[rank::world].repeat_interleave(repeats)
     t = (torch.arange(repeats).repeat(len(ids)) + u.repeat_interleave(repeats)) / repeats
+    t = t.clamp_min(schedule.earliest)
     found, total = Buckets(buckets), torch.zeros(2, dtype=torch.float64, device=device)
     training = denoiser.training
     denoiser.eval()
     try:
-        for part in torch.arange(len(sample)).split(batch):
+        for part in torch.arange(len(sample)).split(batch) if len(sample) else ():
             rows = held_out.batch(sample[part])
             x_0, times, noise = (v.to(device) for v in (rows["x_0"], t[part], eps[part]))
             cond = {key: value.to(device) for key, value in rows["cond"].items()}
@@ -119,4 +120,4 @@ def _draws(ids: list[int], shape: tuple[int, ...], seed: int, repeats: int) -> t
         g = generator(seed, "held-out", i)
         u.append(torch.rand((), generator=g))
         eps.append(torch.randn((repeats, *shape), generator=g))
-    return torch.stack(u), torch.cat(eps)
+    return torch.tensor(u), torch.cat(eps) if eps else torch.zeros(0, *shape)

@@ -38,6 +38,8 @@ class KernelMMD(Metric):
     the ``null_n`` points that it has room for, and wider than it should be.
     """
 
+    least = 2
+
     def check(self, data: Data) -> None:
         check_points(data)
         if len(data.held_out) < 2 or len(data.train) < min(len(data.held_out), REAL) + 2:

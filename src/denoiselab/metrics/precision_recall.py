@@ -28,7 +28,7 @@ class PrecisionRecall(Metric):
     def __init__(self, k: int = 3):
         if k < 1:
             raise ValueError(f"k={k}: need at least 1")
-        self.k = k
+        self.k, self.least = k, k + 1
 
     def check(self, data: Data) -> None:
         check_digits(data)

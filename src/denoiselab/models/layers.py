@@ -14,7 +14,7 @@ NOISE_SCALE = 250.0
 class Embedding(nn.Module):
     """The vector that conditions a network: MLP(sinusoids(250 c_noise)) + label token.
 
-    Sinusoids as in Dhariwal and Nichol 2021 (arXiv:2105.05233): [cos, sin] of f_i = 10000^(-i/half). They are
+    Sinusoids as in Dhariwal and Nichol 2021 (arXiv:2105.05233): [cos, sin] of f_i = 10000^(-i/pairs). They are
     computed in float32 whatever the precision of the rest.
 
     Args:
@@ -23,19 +23,18 @@ class Embedding(nn.Module):
         num_classes: labels 0..num_classes-1 and a learned null token for label -1; 0 for no labels.
     """
 
-    frequencies: Tensor
-
     def __init__(self, channels: int, width: int, num_classes: int = 0):
         super().__init__()
-        half = channels // 2
-        frequencies = torch.exp(-math.log(10_000) * torch.arange(half) / half)
-        self.register_buffer("frequencies", frequencies, persistent=False)
-        self.mlp = nn.Sequential(nn.Linear(2 * half, width), nn.SiLU(), nn.Linear(width, width))
+        self.pairs = channels // 2
+        self.mlp = nn.Sequential(nn.Linear(2 * self.pairs, width), nn.SiLU(), nn.Linear(width, width))
         self.num_classes = num_classes
         self.label = nn.Embedding(num_classes + 1, width) if num_classes else None
 
     def forward(self, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
-        angles = c_noise.float()[:, None] * NOISE_SCALE * self.frequencies.float()  # (B, half)
+        # Made here and not a buffer, which bf16-true would round.
+        ladder = torch.arange(self.pairs, device=c_noise.device) / self.pairs
+        frequencies = torch.exp(-math.log(10_000) * ladder)  # (pairs,), float32
+        angles = c_noise.float()[:, None] * NOISE_SCALE * frequencies  # (B, pairs)
         sinusoids = torch.cat([angles.cos(), angles.sin()], dim=1)  # (B, channels)
         dtype = next(self.mlp.parameters()).dtype
         h = self.mlp(sinusoids.to(dtype))  # (B, width)

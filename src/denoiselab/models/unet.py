@@ -41,6 +41,8 @@ class UNet(nn.Module):
         super().__init__()
         require("shape", tuple(shape), len(shape) == 3, "images of shape (C, S, S); points want model=mlp")
         image_channels, height, side = shape
+        whole = len(multipliers) > 0 and all(isinstance(m, int) and m > 0 for m in multipliers)
+        require("multipliers", list(multipliers), whole, "whole numbers > 0, one per level")
         halvings = 2 ** (len(multipliers) - 1)
         require("shape", tuple(shape), height == side, "a square image; crop or resize the data")
         require("channels", channels, channels > 0 and channels % 32 == 0, "a multiple of 32")
@@ -82,7 +84,7 @@ class UNet(nn.Module):
                 self.up.append(_Resample(nn.Sequential(nn.Upsample(scale_factor=2.0), nn.Conv2d(c, c, 3, padding=1))))
                 side *= 2
 
-        self.last = nn.Sequential(nn.GroupNorm(32, c), nn.SiLU(), zeroed(nn.Conv2d(c, image_channels, 3, padding=1)))
+        self.last = nn.Sequential(_norm(c), nn.SiLU(), zeroed(nn.Conv2d(c, image_channels, 3, padding=1)))
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
@@ -101,14 +103,19 @@ class UNet(nn.Module):
         return self.last(h).contiguous()  # (B, C, S, S)
 
 
+def _norm(channels: int) -> nn.GroupNorm:
+    """32 groups of at least 4 channels: with one channel each, a block could not see its channels' means."""
+    return nn.GroupNorm(min(32, channels // 4), channels)
+
+
 class _Block(nn.Module):
     """norm, SiLU, conv, scale-shift norm, SiLU, dropout, zero conv; plus the input; then attention."""
 
     def __init__(self, c_in: int, c_out: int, width: int, dropout: float, attention: nn.Module):
         super().__init__()
-        self.norm_1, self.conv_1 = nn.GroupNorm(32, c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.norm_1, self.conv_1 = _norm(c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
         self.modulation = nn.Linear(width, 2 * c_out)
-        self.norm_2, self.conv_2 = nn.GroupNorm(32, c_out), zeroed(nn.Conv2d(c_out, c_out, 3, padding=1))
+        self.norm_2, self.conv_2 = _norm(c_out), zeroed(nn.Conv2d(c_out, c_out, 3, padding=1))
         self.dropout = nn.Dropout(dropout)
         self.shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
         self.attention = attention
@@ -129,11 +136,11 @@ class _Attention(nn.Module):
         require(
             "head_channels",
             head_channels,
-            channels % head_channels == 0,
+            head_channels > 0 and channels % head_channels == 0,
             f"a divisor of the width {channels}",
         )
         self.heads = channels // head_channels
-        self.norm = nn.GroupNorm(32, channels)
+        self.norm = _norm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = zeroed(nn.Linear(channels, channels))
 

@@ -39,10 +39,13 @@ class DDIM(Sampler):
         memory: dict[str, Any],
     ) -> Tensor:
         x_0_hat = denoise(x_t, t)
-        if self.eta == 0 or s.sigma == 0:
+        if s.sigma == 0:
+            return s.alpha * x_0_hat
+        if self.eta == 0:
             return s.sigma / t.sigma * x_t + (s.alpha - s.sigma * t.alpha / t.sigma) * x_0_hat
-        d = self.eta * (s.sigma / t.sigma) * (t.sigma**2 - (t.alpha / s.alpha * s.sigma) ** 2).sqrt()
-        kept = (s.sigma**2 - d**2).sqrt() / t.sigma
+        ratio = t.alpha / s.alpha * s.sigma / t.sigma
+        d = self.eta * s.sigma * (1 - ratio**2).sqrt()
+        kept = s.sigma / t.sigma * (1 - self.eta**2 + (self.eta * ratio) ** 2).sqrt()  # sqrt(sigma_s^2 - d^2)/sigma_t
         return kept * x_t + (s.alpha - kept * t.alpha) * x_0_hat + d * noise()
 
 

@@ -24,11 +24,11 @@ class Spacing:
         Raises:
             ValueError: where the schedule has fewer distinct points than steps.
         """
-        times = self.times(schedule, steps).to(schedule.device)
+        times = self.times(schedule, steps).to(schedule.device).clamp_min(schedule.earliest)
         if not bool((times.diff() < 0).all()):
+            limit = f"; take at most {schedule.points} steps" if schedule.points else ""
             raise ValueError(
-                f"steps={steps}: {type(self).__name__} finds no {steps} distinct levels on a schedule of "
-                f"{schedule.points} points; take at most {schedule.points} steps"
+                f"steps={steps}: {type(self).__name__} finds no {steps} distinct levels on this schedule{limit}"
             )
         return times
 
@@ -56,13 +56,13 @@ class Trailing(Grid):
     """
 
     def even(self, steps: int, points: float) -> Tensor:
-        offset = 0.0 if points == 1.0 else 1.0
-        return points - torch.arange(steps, dtype=torch.float64) * points / steps - offset
+        index = points - torch.arange(steps, dtype=torch.float64) * points / steps
+        return index if points == 1.0 else index.round() - 1  # rounded among 1..T, as published
 
 
 class Leading(Grid):
-    """index 1 + i floor(T/N): ends at the cleanest level and never visits t = 1, so that samples start from a
-    level at which pure noise is not quite right (Ho et al. 2020's and DDIM's code; Lin et al. 2023, table 2)."""
+    """index 1 + i floor(T/N): ends at the cleanest level and, for N < T, never visits t = 1, so that samples start
+    from a level at which pure noise is not quite right (Ho et al. 2020's and DDIM's code; Lin et al. 2023, table 2)."""
 
     def even(self, steps: int, points: float) -> Tensor:
         stride = points / steps if points == 1.0 else points // steps
@@ -81,7 +81,7 @@ class LogSNR(Spacing):
     """Uniform in log-SNR from t = 1 to t = 0 (Lu et al. 2022, arXiv:2206.00927, section 3.4)."""
 
     def times(self, schedule: Schedule, steps: int) -> Tensor:
-        ends = torch.tensor([1.0, 0.0], dtype=torch.float64, device=schedule.device)
+        ends = torch.tensor([1.0, schedule.earliest], dtype=torch.float64, device=schedule.device)
         noisiest, cleanest = schedule.log_snr(ends).tolist()
         log_snr = torch.linspace(noisiest, cleanest, steps, dtype=torch.float64, device=schedule.device)
         times = schedule.inverse(log_snr)
@@ -107,7 +107,7 @@ class Karras(Spacing):
         self.rho, self.sigma_max = rho, sigma_max
 
     def times(self, schedule: Schedule, steps: int) -> Tensor:
-        ends = torch.tensor([1.0, 0.0], dtype=torch.float64, device=schedule.device)
+        ends = torch.tensor([1.0, schedule.earliest], dtype=torch.float64, device=schedule.device)
         most, least = (schedule.log_snr(ends) / -2).exp().clamp_max(self.sigma_max).pow(1 / self.rho).tolist()
         sigma = torch.linspace(most, least, steps, dtype=torch.float64, device=schedule.device) ** self.rho
         return schedule.inverse(-2 * sigma.log())
