@@ -30,17 +30,18 @@ class EMA(nn.Module):
         self.decay, self.warmup = decay, warmup
         self.model = copy.deepcopy(model).float().requires_grad_(False).eval()
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        self._count: int | None = None  # of updates, on the host; read from the buffer once, after loading
+        self.register_load_state_dict_post_hook(lambda module, _: setattr(module, "_count", None))
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """One step towards the model's weights; buffers are copied. Call it once per optimizer step."""
-        self.updates += 1
-        pull = torch.full((), 1 - self.decay, device=self.updates.device)
-        if self.warmup:
-            pull = torch.maximum(pull, 9 / (10 + self.updates))
+        self._count = (int(self.updates) if self._count is None else self._count) + 1
+        self.updates.fill_(self._count)
+        pull = max(1 - self.decay, 9 / (10 + self._count)) if self.warmup else 1 - self.decay
         averages: list[Tensor] = [*self.model.parameters()]
         live = [p.detach().to(a.dtype) for p, a in zip(model.parameters(), averages, strict=True)]
-        torch._foreach_add_(averages, torch._foreach_mul(torch._foreach_sub(live, averages), pull))
+        torch._foreach_lerp_(averages, live, pull)
         for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
             mine.copy_(theirs)
 
