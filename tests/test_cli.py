@@ -181,6 +181,10 @@ def test_sample_evaluate_and_report(example_run: Path, command, tmp_path: Path):
     small = ["metrics=digits", "evaluation.n=20", "sampler.steps=2"]
     result = command("evaluate", "-m", ckpt, *small, "guidance.scale=1,2", "evaluation.seed=1")
     assert result.returncode == 0, result.stderr
+    result = command("evaluate", ckpt, "~metrics.frechet", "evaluation.n=20", "sampler.steps=2")
+    assert result.returncode == 0, result.stderr
+    assert "class_accuracy" in result.stderr
+    assert "fd_digits" not in result.stderr
     result = command("report", str(example_run), "output=page.html")
     assert result.returncode == 0, result.stderr
     page = (tmp_path / "page.html").read_text()

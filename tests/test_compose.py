@@ -11,6 +11,7 @@ import yaml
 from denoiselab.compose import compose, conf_dir, options, plain, read_yaml, sweep, to_yaml
 from denoiselab.errors import UserError
 from denoiselab.experiment import Parts, identity, resolve
+from denoiselab.run_folder import digest
 
 GROUPS = options()
 DATA = {"mlp": ["data=8gaussians", "metrics=points"], "8gaussians": ["model=mlp", "metrics=points"]}
@@ -119,6 +120,7 @@ VALUES = {
     "trainer.gradient_clip=0": "trainer.gradient_clip=0",
     "trainer.epochs=0": "trainer.epochs=0",
     "evaluation.n=0": "evaluation.n=0",
+    "evaluation.n=3": "evaluation.n=3: metrics.precision_recall needs at least 4",
     "evaluation.weights=best": "evaluation.weights=best",
     "callbacks.buckets.buckets=0": "callbacks.buckets.buckets=0",
     "callbacks.sample_grid.every=0": "callbacks.sample_grid.every=0",
@@ -196,6 +198,10 @@ class TestIdentity:
 
     def test_the_number_of_steps_counts_only_where_the_learning_rate_depends_on_it(self):
         assert self.of("lr_schedule=cosine") != self.of("lr_schedule=cosine", "trainer.max_steps=9000")
+
+    def test_one_and_one_point_zero_are_the_same_address(self):
+        assert digest(self.of("trainer.gradient_clip=1")) == digest(self.of("trainer.gradient_clip=1.0"))
+        assert digest([1, 2.5]) != digest([1, 2])
 
     def test_two_names_of_one_thing_are_one_run(self):
         assert self.of("loss=min_snr") == self.of("loss=simple", "weighting=min_snr")

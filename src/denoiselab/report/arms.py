@@ -183,7 +183,7 @@ def rank(cells: list[Cell]) -> str | None:
     cells = [cell for cell in cells if cell.mean is not None]
     directions = {cell.better for cell in cells}
     means = {cell.mean for cell in cells}
-    if len(means) < 2 or directions == {"none"}:
+    if len({number(mean) for mean in means}) < 2 or directions == {"none"}:
         return None
     differing = _disagreements([cell.basis[0] for cell in cells])
     if len(directions) > 1:
