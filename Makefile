@@ -29,7 +29,7 @@ pictures: demo
 
 # Training, alternating with a bare PyTorch loop in one run.
 bench: .venv/installed
-	$(BIN)/python scripts/bench_overhead.py
+	$(BIN)/python scripts/bench_overhead.py --output docs/benchmarks/overhead_cpu.json
 
 # What takes minutes: kill -9 at many points, each compared bit for bit.
 proofs: .venv/installed
