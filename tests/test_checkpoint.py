@@ -18,12 +18,14 @@ import torch
 from denoiselab import checkpoint
 from denoiselab.errors import CheckpointError
 
+RECORD = {"config": "", "identity": {}, "interface": {}, "choices": {}, "fingerprint": ""}
+
 
 def content(step: int = 1, **more) -> dict:
     return {
         "state_dict": {"denoiser.w": torch.arange(4.0)},
         "global_step": step,
-        "denoiselab": {"version": 1},
+        "denoiselab": {"version": 1, **RECORD},
         **more,
     }
 
@@ -73,6 +75,8 @@ def damaged(path: Path, kind: str) -> None:
         checkpoint.save({"model": torch.zeros(2)}, path)
     elif kind == "newer":
         checkpoint.save(content(denoiselab={"version": 99}), path)
+    elif kind == "silent":
+        checkpoint.save(content(denoiselab={"version": 1, **RECORD, "interface": None}), path)
     elif kind == "nan":
         checkpoint.save(content(state_dict={"w": torch.tensor([float("nan")])}), path)
     elif kind == "missing":
@@ -90,6 +94,7 @@ KINDS = {
     "foreign": "not a denoiselab checkpoint",
     "newer": "upgrade",
     "nan": "not finite",
+    "silent": "says nothing usable of its interface",
     "missing": "no such",
     "directory": "no such",
 }
@@ -150,7 +155,8 @@ from denoiselab import checkpoint
 path = Path(sys.argv[1])
 for step in range(1, 10_000):
     state = {"denoiser.w": torch.full((2_000_000,), float(step))}
-    checkpoint.save({"state_dict": state, "global_step": step, "denoiselab": {"version": 1}}, path)
+    record = {"version": 1, "config": "", "identity": {}, "interface": {}, "choices": {}, "fingerprint": ""}
+    checkpoint.save({"state_dict": state, "global_step": step, "denoiselab": record}, path)
     print(step, flush=True)
 """
 

@@ -22,6 +22,8 @@ from denoiselab.files import write_atomic, write_text
 from denoiselab.version import CHECKPOINT_VERSION
 
 REQUIRED = {"state_dict": dict, "global_step": int, "denoiselab": dict}
+RECORD = {"config": str, "identity": dict, "interface": dict, "choices": dict, "fingerprint": str}
+"""What a run says of itself under "denoiselab", beside the version of the layout."""
 
 
 def sha256(path: Path) -> str:
@@ -76,6 +78,9 @@ def _check(checkpoint: Any, path: Path) -> None:
         raise CheckpointError(
             f"{path}: has layout {version!r}; this denoiselab reads up to {CHECKPOINT_VERSION}: upgrade it"
         )
+    for key, kind in RECORD.items():
+        if not isinstance(checkpoint["denoiselab"].get(key), kind):
+            raise CheckpointError(f"{path}: says nothing usable of its {key}; it is damaged or was not made by a run")
     for name, tensor in checkpoint["state_dict"].items():
         if not isinstance(tensor, torch.Tensor):
             raise CheckpointError(f"{path}: {name!r} is not a tensor")

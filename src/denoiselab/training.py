@@ -25,7 +25,7 @@ from denoiselab.experiment import Parts, identity, resolve
 from denoiselab.loggers import JsonLines
 from denoiselab.module import Diffusion, Feed
 from denoiselab.rng import mix
-from denoiselab.run import Run, find_checkpoint
+from denoiselab.run import PREFIX, Run, find_checkpoint, load_weights
 from denoiselab.run_folder import RunFolder, slug
 from denoiselab.schedule import Schedule
 from denoiselab.version import CHECKPOINT_VERSION
@@ -59,6 +59,7 @@ class Job:
 
     def __init__(self, composed: Composed):
         self.composed = composed
+        self.step = 0  # where the run stands
         self.config = resolve(composed)
         config = self.config
         parts = Parts(config)
@@ -122,23 +123,19 @@ class Job:
             if moved:
                 say(f"moved the old run to {moved}")
         with self.folder.locked():
-            step = 0
             try:
-                step = self.fit()
+                self.fit()
                 self._evaluate()
             except BaseException as error:
                 state = "preempted" if hasattr(error, "signum") else "failed"
                 text = f"{type(error).__name__}: {' '.join(str(error).split())}"
                 self.folder.status(state, self.step, self.config["trainer"]["max_steps"], text)
                 raise
-            self.folder.status("done", step, self.config["trainer"]["max_steps"])
+            self.folder.status("done", self.step, self.config["trainer"]["max_steps"])
         print(self.folder.path, flush=True)  # alone on stdout, for scripts: run=$(denoiselab train ...)
 
-    step = 0
-    """The optimizer step that the run stands at."""
-
-    def fit(self) -> int:
-        """Train if there is anything left to do; the step reached."""
+    def fit(self) -> None:
+        """Train if there is anything left to do."""
         config, trainer_config = self.config, self.config["trainer"]
         if trainer_config["threads"]:
             torch.set_num_threads(trainer_config["threads"])
@@ -150,7 +147,7 @@ class Job:
             self.step = resume[1]["global_step"]
         if self.step >= steps:
             say(f"{path.name}: {self.step} steps already done")
-            return self.step
+            return
 
         torch.manual_seed(mix(config["seed"], "init"))
         parts = Parts(config, folder=path)
@@ -208,7 +205,6 @@ class Job:
             _finish(loggers, failed=sys.exc_info()[0] is not None)
             if torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
-        return self.step
 
     def _own_arguments(self) -> list[str]:
         folder = self.composed.config_dir
@@ -260,8 +256,6 @@ class Job:
         file = find_checkpoint(self.folder.path)
         content = checkpoint.load(file)
         weights = config["evaluation"]["weights"]
-        from denoiselab.run import load_weights
-
         load_weights(parts.denoiser, content["state_dict"], weights, file)
         run = Run(parts, parts.denoiser, content["global_step"], weights, self.folder.path, content["denoiselab"])
         evaluate(run, parts, rerun=False)
@@ -274,8 +268,6 @@ def start_from(module: Diffusion, file: Path, config: dict[str, Any]) -> list[st
         UserError: nothing fits, or something does not and ``init_mismatch`` is not ``allow``.
     """
     content = checkpoint.load(file)
-    from denoiselab.run import PREFIX
-
     prefix = PREFIX[config["init_weights"]]
     theirs = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
     own = module.denoiser.state_dict()
