@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 import denoiselab
 from denoiselab.compose import options
-from denoiselab.schedule import Level, Schedule
+from denoiselab.sampler import Rung
+from denoiselab.schedule import Schedule
 from denoiselab.target import Target
 
 OPTIONS = options()
@@ -78,10 +80,10 @@ class White:
         gain = alpha_t * self.std**2 / (alpha_t**2 * self.std**2 + sigma_t**2)
         return self.mean + gain * (x_t - alpha_t * self.mean)
 
-    def flow(self, x_t: Tensor, t: Level, s: Level) -> Tensor:
+    def flow(self, x_t: Tensor, t: Rung, s: Rung) -> Tensor:
         """The probability-flow ODE solved from level t to level s: standardised values stay."""
-        z = (x_t - t.alpha * self.mean) / (t.alpha**2 * self.std**2 + t.sigma**2).sqrt()
-        return s.alpha * self.mean + (s.alpha**2 * self.std**2 + s.sigma**2).sqrt() * z
+        z = (x_t - t.alpha * self.mean) / math.hypot(t.alpha * self.std, t.sigma)
+        return s.alpha * self.mean + math.hypot(s.alpha * self.std, s.sigma) * z
 
 
 class Mixture:
@@ -122,15 +124,15 @@ def triangle() -> Mixture:
     return Mixture(centres, 0.35)
 
 
-def solve(denoiser: Callable[..., Tensor], x_t: Tensor, t: Level, s: Level, steps: int) -> Tensor:
+def solve(denoiser: Callable[..., Tensor], x_t: Tensor, t: Rung, s: Rung, steps: int) -> Tensor:
     """The probability-flow ODE from t to s, dy/dlog r = r eps_hat in y = x/alpha, r = sigma/alpha: Runge-Kutta's
     fourth-order method in log r."""
-    start, end = (level.sigma.log() - level.alpha.log() for level in (t, s))
+    start, end = (-level.half_log_snr for level in (t, s))
     h = (end - start) / steps
 
-    def slope(y: Tensor, log_r: Tensor) -> Tensor:
+    def slope(y: Tensor, log_r: float) -> Tensor:
         one = torch.ones(len(y), 1, dtype=y.dtype)
-        return y - denoiser(y, one, log_r.exp() * one)
+        return y - denoiser(y, one, math.exp(log_r) * one)
 
     y = x_t / t.alpha
     for i in range(steps):

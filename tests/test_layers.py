@@ -17,7 +17,7 @@ TRAINING = MEASURING | {"lightning", "rich", "wandb"}
 CONFIGURING = TRAINING | {"hydra", "omegaconf", "yaml"}
 
 LAYERS = {
-    "errors files version trust rows _torchvision __init__ __main__": {"torch"},
+    "errors files version trust rows buffers _torchvision __init__ __main__": {"torch"},
     "schedule target weighting timesteps denoiser guidance loss sampler models": MATHEMATICS,
     "rng conditioning lr_schedule ema checkpoint": MATHEMATICS,
     "data metrics pictures": MEASURING,

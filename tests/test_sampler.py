@@ -7,8 +7,8 @@ from torch import Tensor
 
 from denoiselab.errors import UserError
 from denoiselab.rng import Noise
-from denoiselab.sampler import DDIM, Leading, Linspace, LogSNR, Sampler, Trailing
-from denoiselab.schedule import Cosine, Discrete, Level, Linear, Schedule
+from denoiselab.sampler import DDIM, Leading, Linspace, LogSNR, Rung, Sampler, Trailing
+from denoiselab.schedule import RATIO, Cosine, Discrete, Linear, Schedule
 from exact import (
     OPTIONS,
     Mixture,
@@ -65,7 +65,7 @@ def is_stochastic(name: str) -> bool:
 DETERMINISTIC = [name for name in OPTIONS["sampler"] if not is_stochastic(name)]
 
 
-def untold(schedule: Schedule, spacing: str, steps: int) -> list[Level]:
+def untold(schedule: Schedule, spacing: str, steps: int) -> list[Rung]:
     return DDIM(make("spacing", spacing), steps).levels(schedule)
 
 
@@ -99,13 +99,11 @@ def test_levels_fall_strictly_to_the_data(spacing, schedule, steps):
     assert times.dtype == torch.float64
     assert ((times >= 0) & (times <= 1)).all()
     assert len(levels) == steps + 1
-    assert levels[-1] == Level(torch.ones(()), torch.zeros(()))
-    ratio = torch.stack([level.sigma / level.alpha for level in levels])
-    assert ratio.dtype == torch.float64
-    assert (ratio.diff() < 0).all()
-    assert all(level.alpha.ndim == level.sigma.ndim == 0 for level in levels)
-    told = torch.stack([torch.stack(level) for level in levels[:-1]], dim=1)
-    torch.testing.assert_close(told, torch.stack(found(times)), rtol=0, atol=0)
+    assert levels[-1] == (1.0, 0.0)
+    assert all(isinstance(value, float) for level in levels for value in level)
+    assert all(t.ratio > s.ratio for t, s in itertools.pairwise(levels))
+    told = torch.tensor(levels[:-1], dtype=torch.float64).T
+    torch.testing.assert_close(told, torch.stack(found(times)), rtol=0, atol=1e-6)  # alpha is held at sigma/1e6
 
 
 @every("schedule")
@@ -165,7 +163,7 @@ def test_karras_spacing_is_even_in_a_root_of_sigma(schedule, rho):
 def test_levels_fall_strictly_on_a_continuous_schedule(spacing, steps):
     levels = untold(Even(), spacing, steps)
     assert len(levels) == steps + 1
-    assert (torch.stack([level.sigma / level.alpha for level in levels]).diff() < 0).all()
+    assert all(t.ratio > s.ratio for t, s in itertools.pairwise(levels))
 
 
 # What a walk is
@@ -372,9 +370,8 @@ def test_a_first_step_from_nothing_but_noise_is_finite(name, arguments, alpha):
     """At any pair of levels, where sigma_s^2 - d^2 is nearly zero and must not be rounded to less."""
     found, x_t = option(name, **arguments), torch.ones(1, 1, dtype=torch.float64)
     draws = torch.rand(500, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    for sigma_s, sigma_t in (80 * draws).sort(1).values:
-        t = Level(torch.tensor(alpha, dtype=torch.float64), sigma_t)
-        s = Level(torch.tensor(0.5, dtype=torch.float64), sigma_s)
+    for sigma_s, sigma_t in (80 * draws).sort(1).values.tolist():
+        t, s = Rung(max(alpha, sigma_t / RATIO), sigma_t), Rung(0.5, sigma_s)
         x_s = found.step(lambda x, level: 0 * x, x_t, t, s, Cosine(), lambda: 0 * x_t, {})
         assert x_s.isfinite().all(), (sigma_t, sigma_s)
 
@@ -485,7 +482,7 @@ def test_bad_arguments_are_refused_in_a_line(group, name, key, value):
 )
 def test_a_run_names_the_option_that_is_wrong(overrides, named):
     with pytest.raises(UserError) as refused:
-        parts(*overrides).check_sampler()
+        parts(*overrides).check_sampler(parts(*overrides).denoiser)
     assert str(refused.value).startswith(named)
     assert "\n" not in str(refused.value)
 

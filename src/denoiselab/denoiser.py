@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,13 @@ from denoiselab.target import Target
 
 
 class Outputs(NamedTuple):
-    """What a denoiser says about x_t."""
+    """What a denoiser says about x_t; every tensor has a row per sample."""
 
     x_0: Tensor
     variance: Tensor | None = None
+    """Where the variance of a reverse step lies between its two bounds, in log space: 0 is beta tilde, 1 is beta."""
     heads: Tensor | None = None
+    """The estimates of x_0 of several heads, (B, heads, ...)."""
 
 
 class Denoiser(nn.Module):
@@ -28,10 +30,14 @@ class Denoiser(nn.Module):
     along any schedule.
 
     Args:
-        net: ``net(x, c_noise, **cond) -> y``, x of shape (B, ...), c_noise of shape (B,).
+        net: ``net(x, c_noise, **cond) -> y``, x of shape (B, C, ...), c_noise of shape (B,), y of shape
+            (B, net_outputs C, ...).
         target: what y means.
         sigma_data: the standard deviation of x_0, > 0.
     """
+
+    net_outputs: ClassVar[int] = 1
+    """How many tensors like x the network returns, stacked along its channels."""
 
     def __init__(self, net: nn.Module, target: Target, sigma_data: float = 1.0):
         super().__init__()
@@ -39,13 +45,18 @@ class Denoiser(nn.Module):
             raise ValueError(f"sigma_data={sigma_data}: need a number > 0")
         self.net, self.target, self.sigma_data = net, target, sigma_data
 
-    def outputs(self, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor, **cond: Any) -> Outputs:
-        """Everything the network predicts; shapes: x_t (B, ...), alpha_t and sigma_t (B, 1, ...)."""
+    def ask(self, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor, **cond: Any) -> Tensor:
+        """The network's answer y, in x_t's dtype; shapes: x_t (B, ...), alpha_t and sigma_t (B, 1, ...)."""
         c_in = (alpha_t**2 * self.sigma_data**2 + sigma_t**2).rsqrt()
         c_noise = log_snr(alpha_t, sigma_t).flatten() / -8
         dtype = next(self.net.parameters()).dtype
         y = self.net((c_in * x_t).to(dtype), c_noise.to(torch.promote_types(dtype, torch.float32)), **cond)
-        return Outputs(self.target.to_x_0(y.to(x_t.dtype), x_t, alpha_t, sigma_t))
+        return y.to(x_t.dtype)
+
+    def outputs(self, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor, **cond: Any) -> Outputs:
+        """Everything it says about x_t."""
+        y = self.ask(x_t, alpha_t, sigma_t, **cond)
+        return Outputs(self.target.to_x_0(y, x_t, alpha_t, sigma_t))
 
     def forward(self, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor, **cond: Any) -> Tensor:
         """x_0_hat, shaped like x_t."""

@@ -97,7 +97,7 @@ def describe(record: Measurement) -> str:
 def _held_out_loss(run: Run, parts: Parts, buckets: dict[str, Any]) -> Measurement:
     """The training loss on held-out data at fixed noise; its buckets are written into the given dict."""
     found, total = held_out_losses(
-        run.denoiser, run.schedule, parts.data.held_out, loss=run.parts.loss, repeats=10, device=run.device
+        run.denoiser, run.schedule, parts.data.held_out, loss=run.loss, repeats=10, device=run.device
     )
     buckets.update(found.row("buckets/val"))
     return Measurement(
@@ -105,7 +105,7 @@ def _held_out_loss(run: Run, parts: Parts, buckets: dict[str, Any]) -> Measureme
         float(total[0] / total[1]),
         "lower",
         protocol={
-            "loss": run.parts.loss.formula,
+            "loss": run.loss.formula,
             "t": "uniform",
             "repeats": 10,
             "n_real": len(parts.data.held_out),

@@ -168,6 +168,23 @@ class Parts:
         return self.make("loss")
 
     @cached_property
+    def denoiser_class(self) -> type[Denoiser]:
+        """What the loss trains, known without making the loss."""
+        from hydra.utils import get_class
+
+        return get_class(self.config["loss"]["_target_"]).denoiser  # pyright: ignore[reportAttributeAccessIssue]
+
+    @property
+    def outputs(self) -> int:
+        """How many tensors like x_0 the network returns."""
+        return self.denoiser_class.net_outputs
+
+    @property
+    def sigma_data(self) -> float:
+        """The standard deviation of x_0."""
+        return self.codec.sigma_data
+
+    @cached_property
     def drop(self) -> Drop:
         try:
             return Drop(self.config["p_null"])
@@ -176,11 +193,20 @@ class Parts:
 
     @cached_property
     def model(self) -> Any:
+        from hydra.utils import get_class
+
+        target = self.config["model"]["_target_"]
+        if self.outputs != 1 and "outputs" not in inspect.signature(get_class(target)).parameters:
+            loss = self.config["loss"]["_target_"].rpartition(".")[2]
+            raise UserError(
+                f"model: {target} has no argument outputs, and the loss {loss} needs a network that returns "
+                f"{self.outputs} tensors like x_0"
+            )
         return self.make("model")
 
     @cached_property
     def denoiser(self) -> Denoiser:
-        return Denoiser(self.model, self.target, self.codec.sigma_data)
+        return self.denoiser_class(self.model, self.target, self.sigma_data)
 
     @cached_property
     def spacing(self) -> Spacing:
@@ -194,14 +220,15 @@ class Parts:
     def guidance(self) -> Callable[[DenoiserLike], DenoiserLike]:
         """Wraps a denoiser."""
         make = self.make("guidance", open=("denoiser",))
-        scale = self.config["guidance"].get("scale", 1)
-        if scale != 1 and not self.num_classes:
-            raise UserError(f"guidance.scale={scale}: the model is unconditional (no classes); use guidance.scale=1")
-        if scale != 1 and self.config.get("p_null") == 0:
-            raise UserError(
-                f"guidance.scale={scale}: with p_null=0 the null label is never trained; use p_null=0.1, or "
-                "guidance.scale=1"
-            )
+        if getattr(self.make("guidance", denoiser=_nothing), "needs_null", False):
+            scale = self.config["guidance"].get("scale", "?")
+            if not self.num_classes:
+                raise UserError(f"guidance.scale={scale}: the model is unconditional (no classes); use guidance=none")
+            if self.config.get("p_null") == 0:
+                raise UserError(
+                    f"guidance.scale={scale}: with p_null=0 the null label is never trained; use p_null=0.1, or "
+                    "guidance=none"
+                )
         return make
 
     @cached_property
@@ -234,9 +261,8 @@ class Parts:
         check_evaluation(config)
         for name in ("drop", "denoiser", "loss", "timesteps", "guidance", "metrics"):
             getattr(self, name)
-        self.make("guidance", denoiser=self.denoiser)
         self._check_pure_noise()
-        self.check_sampler()
+        self.check_sampler(self.denoiser)
         self.make("optimizer", params=list(self.denoiser.parameters()))
         self.make("lr_schedule")
         self.make("ema", model=self.denoiser)
@@ -252,11 +278,12 @@ class Parts:
                 f"target: {names[0]} says nothing of x_0 at t = 1 of {names[1]}, where alpha = 0; use target=v"
             )
 
-    def check_sampler(self) -> None:
-        """The sampler's levels exist on the schedule."""
+    def check_sampler(self, denoiser: Denoiser) -> None:
+        """The sampler's levels exist on the schedule, and it can use the denoiser."""
         sampler, schedule = self.sampler, self.schedule
         try:
             sampler.levels(schedule)
+            sampler.check(denoiser)
         except ValueError as error:
             raise UserError(f"sampler.{_one_line(error)}") from None
 
@@ -267,7 +294,7 @@ class Parts:
 
 
 SHARED = {
-    *("data", "codec", "shape", "num_classes", "schedule", "target", "weighting"),
+    *("data", "codec", "shape", "num_classes", "sigma_data", "outputs", "schedule", "target", "weighting"),
     *("timesteps", "spacing", "sampler", "guidance"),
 }
 """The parts that a constructor may ask for by name."""
@@ -301,6 +328,11 @@ def identity(config: dict[str, Any], init: str | None) -> dict[str, Any]:
     found["precision"] = config["trainer"]["precision"]
     found["gradient_clip"] = config["trainer"]["gradient_clip"]
     return {**found, "init": init, "numerics": NUMERICS_VERSION}
+
+
+def _nothing(x_t: torch.Tensor, *level: torch.Tensor, **cond: Any) -> torch.Tensor:
+    """A denoiser to try guidance with."""
+    return x_t
 
 
 def _one_of(config: dict[str, Any], option: str, valid: tuple[str, ...]) -> None:

@@ -80,6 +80,7 @@ class Diffusion(pl.LightningModule):
         self.gradient_clip = gradient_clip or math.inf
         self.clock = Clock()
         self.stepped, self.micro = False, 0
+        self.seen: list[tuple[Tensor, ...]] = []  # what the micro-batches of this step tell those who learn from them
         self.gradient_norm: Tensor | None = None
         self.bad_step: Tensor | None = None
 
@@ -98,6 +99,9 @@ class Diffusion(pl.LightningModule):
         self.micro = 0 if self.stepped else self.micro
         self.stepped = False
         place = self.place()
+        if self.micro == 0:
+            self.timesteps.advance(place.samples_seen)
+            self.loss.advance(place.samples_seen)
         torch.manual_seed(mix(self.seed, "step", place.rank, place.samples_seen, place.micro))
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
@@ -107,6 +111,8 @@ class Diffusion(pl.LightningModule):
         losses, parts = self.loss(self.denoiser, self.schedule, x_0, torch.randn_like(x_0), t, **cond)
         loss = (w * losses).mean()
         self._watch(loss)
+        if self.timesteps.learns or self.schedule.learns:
+            self.seen.append((t.detach().flatten(), losses.detach(), parts["mse"]))
         self.micro += 1
         return {"loss": loss, "t": t.detach(), "parts": parts}
 
@@ -120,7 +126,18 @@ class Diffusion(pl.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         self.ema.update(self.denoiser)
+        self.loss.after_step(self.denoiser)
+        self._teach()
         self.stepped = True
+
+    def _teach(self) -> None:
+        """Tell those who learn from losses of the whole global batch, in rank order."""
+        if self.seen:
+            own = torch.stack([torch.cat(values) for values in zip(*self.seen, strict=True)], dim=1).float()  # (n, 3)
+            t, losses, mse = self.all_gather(own).reshape(-1, 3).unbind(1)  # pyright: ignore[reportAttributeAccessIssue]
+            self.timesteps.update(t, losses)
+            self.schedule.update(t, losses, mse)
+            self.seen.clear()
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
         """Clip by the norm, which is kept for the log."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from denoiselab import checkpoint, trust
 from denoiselab.compose import compose, plain, read_yaml
@@ -15,6 +16,7 @@ from denoiselab.denoiser import Denoiser
 from denoiselab.errors import CheckpointError, UserError
 from denoiselab.experiment import Parts
 from denoiselab.guidance import DenoiserLike
+from denoiselab.loss import Loss
 from denoiselab.rng import Noise
 from denoiselab.sampler import Sampler
 
@@ -69,25 +71,25 @@ def load(path: str | Path, weights: str = "ema") -> Run:
     config = read_yaml(record["config"], f"{file} (config)")
     trust.check(config, str(file))
     trust.check(record["interface"], str(file))
-    parts = Parts(config, interface=record["interface"])
-    load_weights(parts.denoiser, content["state_dict"], weights, file)
-    if parts.schedule.fingerprint != record["fingerprint"]:
-        raise CheckpointError(
-            f"{file}: was trained along {record['fingerprint']}, its configuration gives {parts.schedule.fingerprint}"
-        )
-    return Run(parts, parts.denoiser, content["global_step"], weights, _folder(file), record)
+    return Run.of(Parts(config, interface=record["interface"]), content, weights, file, _folder(file))
 
 
 def load_weights(denoiser: Denoiser, state: dict[str, Tensor], weights: str, source: Path) -> None:
     """Load a denoiser's EMA or raw weights out of a checkpoint's state, strictly."""
-    prefix = PREFIX[weights]
-    own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    if not own:
+    if not _under(PREFIX[weights], state):
         raise CheckpointError(f"{source}: holds no {weights} weights")
+    _load(denoiser, PREFIX[weights], state, source)
+
+
+def _under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _load(module: nn.Module, prefix: str, state: dict[str, Tensor], source: Path) -> None:
     try:
-        denoiser.load_state_dict(own)
+        module.load_state_dict(_under(prefix, state))
     except RuntimeError as error:
-        raise CheckpointError(f"{source}: weights do not fit: {' '.join(str(error).split())[:200]}") from None
+        raise CheckpointError(f"{source}: weights do not fit ({prefix}*): {' '.join(str(error).split())[:200]}") from None
 
 
 def _folder(file: Path) -> Path:
@@ -106,13 +108,47 @@ class Run:
         weights: which weights these are, ema or raw.
         folder: the run directory.
         record: what its checkpoint says of it.
+        learned: what its loss has learned, by the names of the loss's own state.
     """
 
-    def __init__(self, parts: Parts, denoiser: Denoiser, step: int, weights: str, folder: Path, record: dict[str, Any]):
+    def __init__(
+        self,
+        parts: Parts,
+        denoiser: Denoiser,
+        step: int,
+        weights: str,
+        folder: Path,
+        record: dict[str, Any],
+        learned: dict[str, Tensor],
+    ):
         self.parts, self.step, self.weights, self.folder, self.record = parts, step, weights, folder, record
         self.denoiser = denoiser.eval()
         self.schedule = parts.schedule.to(self.device)
         self.codec = parts.codec.to(self.device)
+        self._learned = learned
+
+    @classmethod
+    def of(cls, parts: Parts, content: dict[str, Any], weights: str, file: Path, folder: Path) -> Run:
+        """A run from its parts and the content of its checkpoint.
+
+        Raises:
+            CheckpointError: the weights do not fit, or the schedule is not the one that was trained along.
+        """
+        state, record = content["state_dict"], content["denoiselab"]
+        load_weights(parts.denoiser, state, weights, file)
+        _load(parts.schedule, "schedule.", state, file)
+        if parts.schedule.fingerprint != record["fingerprint"]:
+            raise CheckpointError(
+                f"{file}: was trained along {record['fingerprint']}, its configuration gives "
+                f"{parts.schedule.fingerprint}"
+            )
+        return cls(parts, parts.denoiser, content["global_step"], weights, folder, record, _under("loss.", state))
+
+    @cached_property
+    def loss(self) -> Loss:
+        """The training loss, as trained."""
+        self.parts.loss.load_state_dict(self._learned)
+        return self.parts.loss.to(self.device)
 
     @property
     def device(self) -> torch.device:

@@ -6,6 +6,7 @@ A target is its one method ``coefficients(alpha_t, sigma_t) -> (a_t, b_t)``, hom
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, ones_like, zeros_like
 
 
@@ -26,12 +27,18 @@ class Target:
     def to_x_0(self, y: Tensor, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
         """x_0 = (b_t x_t - sigma_t y) / (alpha_t b_t - sigma_t a_t): the two linear equations solved for x_0."""
         a_t, b_t = self.coefficients(alpha_t, sigma_t)
-        return (b_t * x_t - sigma_t * y) / (alpha_t * b_t - sigma_t * a_t)
+        d_t = alpha_t * b_t - sigma_t * a_t
+        return torch.addcmul(b_t / d_t * x_t, y, -sigma_t / d_t)
 
     def to_eps(self, y: Tensor, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
         """eps = (alpha_t y - a_t x_t) / (alpha_t b_t - sigma_t a_t)."""
         a_t, b_t = self.coefficients(alpha_t, sigma_t)
-        return (alpha_t * y - a_t * x_t) / (alpha_t * b_t - sigma_t * a_t)
+        d_t = alpha_t * b_t - sigma_t * a_t
+        return torch.addcmul(alpha_t / d_t * y, x_t, -a_t / d_t)
+
+    def to_score(self, y: Tensor, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
+        """The gradient of log p(x_t): -eps/sigma_t (Song et al. 2021, arXiv:2011.13456)."""
+        return -self.to_eps(y, x_t, alpha_t, sigma_t) / sigma_t
 
     def precision(self, alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
         """((alpha_t b_t - sigma_t a_t) / sigma_t)^2, so that |y_hat - y|^2 = precision |x_0_hat - x_0|^2."""

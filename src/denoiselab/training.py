@@ -25,7 +25,7 @@ from denoiselab.experiment import Parts, identity, resolve
 from denoiselab.loggers import JsonLines
 from denoiselab.module import Diffusion, Feed
 from denoiselab.rng import mix
-from denoiselab.run import PREFIX, Run, find_checkpoint, load_weights
+from denoiselab.run import PREFIX, Run, find_checkpoint
 from denoiselab.run_folder import RunFolder, slug
 from denoiselab.schedule import Schedule
 from denoiselab.version import CHECKPOINT_VERSION
@@ -255,9 +255,7 @@ class Job:
         parts = Parts(config)
         file = find_checkpoint(self.folder.path)
         content = checkpoint.load(file)
-        weights = config["evaluation"]["weights"]
-        load_weights(parts.denoiser, content["state_dict"], weights, file)
-        run = Run(parts, parts.denoiser, content["global_step"], weights, self.folder.path, content["denoiselab"])
+        run = Run.of(parts, content, config["evaluation"]["weights"], file, self.folder.path)
         evaluate(run, parts, rerun=False)
 
 

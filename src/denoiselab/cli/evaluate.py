@@ -38,7 +38,7 @@ def evaluate_one(overrides: list[str], config_dir: Path | None) -> None:
     config = plain(compose("evaluate", [*own, *overrides], config_dir))
     trained = {group: run.parts.config[group] for group in ("data", "schedule", "p_null")}
     parts = Parts({**trained, **config})
-    parts.check_sampler()
+    parts.check_sampler(run.denoiser)
     evaluate(run, parts, config["rerun"])
 
 

@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
     run = load(config["ckpt"], config["weights"])
     trained = {group: run.parts.config[group] for group in ("schedule", "p_null")}
     parts = Parts({**trained, **config}, interface=run.parts.interface)
-    parts.check_sampler()
+    parts.check_sampler(run.denoiser)
     labels = run.labels(config["n"], config["label"])
     samples = run.draw(parts.sampler, parts.guidance, labels, range(config["n"]), config["seed"])
     folder = Path(config["output"]) if config["output"] else run.folder / "samples"

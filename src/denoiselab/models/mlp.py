@@ -18,9 +18,10 @@ class MLP(nn.Module):
         num_classes: 0 for no labels.
         width: hidden width, >= 8.
         depth: number of blocks, >= 1.
+        outputs: tensors like x that it returns, stacked along the coordinates.
     """
 
-    def __init__(self, shape: Sequence[int], num_classes: int = 0, width: int = 128, depth: int = 4):
+    def __init__(self, shape: Sequence[int], num_classes: int = 0, width: int = 128, depth: int = 4, outputs: int = 1):
         super().__init__()
         require("shape", tuple(shape), len(shape) == 1, "points of shape (D,); images want a U-Net")
         require("width", width, width >= 8, "at least 8")
@@ -29,14 +30,14 @@ class MLP(nn.Module):
         self.embedding = Embedding(64, width, num_classes)
         self.first = nn.Linear(dim, width)
         self.blocks = nn.ModuleList(_Block(width) for _ in range(depth))
-        self.last = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), zeroed(nn.Linear(width, dim)))
+        self.last = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), zeroed(nn.Linear(width, outputs * dim)))
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
         embedding = self.embedding(c_noise, label)  # (B, width)
         h = self.first(x)  # (B, width)
         for block in self.blocks:
             h = block(h, embedding)
-        return self.last(h)  # (B, D)
+        return self.last(h)  # (B, outputs D)
 
 
 class _Block(nn.Module):

@@ -25,6 +25,7 @@ class UNet(nn.Module):
         attention: sides at which blocks are followed by self-attention.
         head_channels: channels per attention head.
         dropout: in [0, 1).
+        outputs: tensors like x that it returns, stacked along the channels.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class UNet(nn.Module):
         attention: Sequence[int] = (4,),
         head_channels: int = 32,
         dropout: float = 0.1,
+        outputs: int = 1,
     ):
         super().__init__()
         require("shape", tuple(shape), len(shape) == 3, "images of shape (C, S, S); points want model=mlp")
@@ -84,7 +86,7 @@ class UNet(nn.Module):
                 self.up.append(_Resample(nn.Sequential(nn.Upsample(scale_factor=2.0), nn.Conv2d(c, c, 3, padding=1))))
                 side *= 2
 
-        self.last = nn.Sequential(_norm(c), nn.SiLU(), zeroed(nn.Conv2d(c, image_channels, 3, padding=1)))
+        self.last = nn.Sequential(_norm(c), nn.SiLU(), zeroed(nn.Conv2d(c, outputs * image_channels, 3, padding=1)))
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
@@ -100,7 +102,7 @@ class UNet(nn.Module):
             if isinstance(layer, _Block):
                 h = torch.cat([h, skips.pop()], dim=1)
             h = layer(h, embedding)
-        return self.last(h).contiguous()  # (B, C, S, S)
+        return self.last(h).contiguous()  # (B, outputs C, S, S)
 
 
 def _norm(channels: int) -> nn.GroupNorm:

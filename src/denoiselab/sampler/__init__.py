@@ -1,6 +1,6 @@
 """Samplers: from noise to data along any schedule."""
 
-from denoiselab.sampler.base import Sampler, State
+from denoiselab.sampler.base import Rung, Sampler, State
 from denoiselab.sampler.ddim import DDIM, DDPM
 from denoiselab.sampler.heun import Heun
 from denoiselab.sampler.spacing import Karras, Leading, Linspace, LogSNR, Spacing, Trailing
@@ -13,6 +13,7 @@ __all__ = [
     "Leading",
     "Linspace",
     "LogSNR",
+    "Rung",
     "Sampler",
     "Spacing",
     "State",

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
-from denoiselab.sampler.base import Denoise, Sampler
+from denoiselab.sampler.base import Denoise, Rung, Sampler
 from denoiselab.sampler.spacing import Spacing
-from denoiselab.schedule import Level, Schedule
+from denoiselab.schedule import Schedule
+
+
+def ddim(x_t: Tensor, x_0_hat: Tensor, t: Rung, s: Rung) -> Tensor:
+    """alpha_s x_0_hat + sigma_s eps_hat: the deterministic step from t to s; s may be noisier than t, or clean."""
+    kept = s.sigma / t.sigma
+    return (kept * x_t).add_(x_0_hat, alpha=s.alpha - kept * t.alpha)
 
 
 class DDIM(Sampler):
@@ -32,8 +39,8 @@ class DDIM(Sampler):
         self,
         denoise: Denoise,
         x_t: Tensor,
-        t: Level,
-        s: Level,
+        t: Rung,
+        s: Rung,
         schedule: Schedule,
         noise: Callable[[], Tensor],
         memory: dict[str, Any],
@@ -42,11 +49,12 @@ class DDIM(Sampler):
         if s.sigma == 0:
             return s.alpha * x_0_hat
         if self.eta == 0:
-            return s.sigma / t.sigma * x_t + (s.alpha - s.sigma * t.alpha / t.sigma) * x_0_hat
-        ratio = t.alpha / s.alpha * s.sigma / t.sigma
-        d = self.eta * s.sigma * (1 - ratio**2).sqrt()
-        kept = s.sigma / t.sigma * (1 - self.eta**2 + (self.eta * ratio) ** 2).sqrt()  # sqrt(sigma_s^2 - d^2)/sigma_t
-        return kept * x_t + (s.alpha - kept * t.alpha) * x_0_hat + d * noise()
+            return ddim(x_t, x_0_hat, t, s)
+        ratio = s.ratio / t.ratio
+        d = self.eta * s.sigma * math.sqrt(1 - ratio**2)
+        # sqrt(sigma_s^2 - d^2)/sigma_t, written so that nothing is rounded below zero
+        kept = s.sigma / t.sigma * math.sqrt(1 - self.eta**2 + (self.eta * ratio) ** 2)
+        return (kept * x_t).add_(x_0_hat, alpha=s.alpha - kept * t.alpha).add_(noise(), alpha=d)
 
 
 class DDPM(Sampler):
@@ -72,8 +80,8 @@ class DDPM(Sampler):
         self,
         denoise: Denoise,
         x_t: Tensor,
-        t: Level,
-        s: Level,
+        t: Rung,
+        s: Rung,
         schedule: Schedule,
         noise: Callable[[], Tensor],
         memory: dict[str, Any],
@@ -81,9 +89,18 @@ class DDPM(Sampler):
         x_0_hat = denoise(x_t, t)
         if s.sigma == 0:
             return s.alpha * x_0_hat
-        a = t.alpha / s.alpha
-        b2 = t.sigma**2 - (a * s.sigma) ** 2
-        posterior = (s.sigma / t.sigma) ** 2
-        mean = a * posterior * x_t + s.alpha * b2 / t.sigma**2 * x_0_hat
+        _, b2, posterior = reverse(t, s)
         variance = b2 * posterior if self.variance == "fixed_small" else b2
-        return mean + variance.sqrt() * noise()
+        return posterior_mean(x_t, x_0_hat, t, s).add_(noise(), alpha=math.sqrt(variance))
+
+
+def reverse(t: Rung, s: Rung) -> tuple[float, float, float]:
+    """a = alpha_t/alpha_s, b^2 = sigma_t^2 - a^2 sigma_s^2, and sigma_s^2/sigma_t^2, of the step from t to s."""
+    a = t.alpha / s.alpha
+    return a, t.sigma**2 - (a * s.sigma) ** 2, (s.sigma / t.sigma) ** 2
+
+
+def posterior_mean(x_t: Tensor, x_0_hat: Tensor, t: Rung, s: Rung) -> Tensor:
+    """The mean of q(x_s | x_t, x_0_hat)."""
+    a, b2, posterior = reverse(t, s)
+    return (a * posterior * x_t).add_(x_0_hat, alpha=s.alpha * b2 / t.sigma**2)

@@ -1,13 +1,14 @@
 """A sampler of one's own."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
 from denoiselab.sampler import Sampler
-from denoiselab.sampler.base import Denoise
-from denoiselab.schedule import Level, Schedule
+from denoiselab.sampler.base import Denoise, Rung
+from denoiselab.schedule import Schedule
 
 
 class Multistep(Sampler):
@@ -23,8 +24,8 @@ class Multistep(Sampler):
         self,
         denoise: Denoise,
         x_t: Tensor,
-        t: Level,
-        s: Level,
+        t: Rung,
+        s: Rung,
         schedule: Schedule,
         noise: Callable[[], Tensor],
         memory: dict[str, Any],
@@ -32,8 +33,8 @@ class Multistep(Sampler):
         x_0_hat = denoise(x_t, t)
         if s.sigma == 0:
             return s.alpha * x_0_hat
-        h, estimate = (s.log_snr - t.log_snr) / 2, x_0_hat
+        h, estimate = s.half_log_snr - t.half_log_snr, x_0_hat
         if memory:
             estimate = x_0_hat + (x_0_hat - memory["x_0_hat"]) * h / (2 * memory["h"])
         memory["x_0_hat"], memory["h"] = x_0_hat, h
-        return s.sigma / t.sigma * x_t - s.alpha * (-h).expm1() * estimate
+        return s.sigma / t.sigma * x_t - s.alpha * math.expm1(-h) * estimate

@@ -14,6 +14,7 @@ class Skewed(Stratified):
     """
 
     def __init__(self, exponent: float = 0.5):
+        super().__init__()
         if not exponent > 0:
             raise ValueError(f"exponent={exponent}: need a number > 0")
         self.exponent = exponent

@@ -1,33 +1,15 @@
-"""Training losses, per sample."""
+"""The weighted squared error: nearly every loss there is."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from denoiselab.denoiser import Denoiser
+from denoiselab.loss.base import Loss
 from denoiselab.schedule import Schedule
 from denoiselab.weighting import Weighting
-
-
-class Loss(nn.Module):
-    """A loss per sample, and what it is made of."""
-
-    formula: str
-    """What is minimised, for people to read."""
-
-    def forward(
-        self, denoiser: Denoiser, schedule: Schedule, x_0: Tensor, eps: Tensor, t: Tensor, **cond: Any
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(loss, parts): loss of shape (B,) with its graph; parts detached, shape (B,), always with ``mse``, the
-        mean squared x_0 error.
-
-        Args:
-            x_0, eps: data and standard normal noise, (B, ...).
-            t: times in [0, 1], (B, 1, ...).
-        """
-        raise NotImplementedError
 
 
 class WeightedLoss(Loss):
