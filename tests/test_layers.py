@@ -18,7 +18,8 @@ CONFIGURING = TRAINING | {"hydra", "omegaconf", "yaml"}
 
 LAYERS = {
     "errors files version trust rows buffers _torchvision __init__ __main__": {"torch"},
-    "schedule target weighting timesteps denoiser guidance loss sampler models": MATHEMATICS,
+    "schedule target weighting timesteps denoiser guidance loss models": MATHEMATICS,
+    "sampler": MATHEMATICS | {"torchdiffeq"},
     "rng conditioning lr_schedule ema checkpoint": MATHEMATICS,
     "data metrics pictures": MEASURING,
     "report": {"jinja2", "markupsafe", "pandas", "numpy", "scipy", "matplotlib", "PIL", "yaml"},

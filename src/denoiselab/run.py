@@ -74,6 +74,16 @@ def load(path: str | Path, weights: str = "ema") -> Run:
     return Run.of(Parts(config, interface=record["interface"]), content, weights, file, _folder(file))
 
 
+def frozen(ckpt: str, weights: str = "ema") -> Denoiser:
+    """The denoiser of another run, in evaluation mode and without gradients: a teacher, or a weaker model.
+
+    Args:
+        ckpt: a run directory or a .ckpt file.
+        weights: ema or raw.
+    """
+    return load(ckpt, weights).denoiser.requires_grad_(False)
+
+
 def load_weights(denoiser: Denoiser, state: dict[str, Tensor], weights: str, source: Path) -> None:
     """Load a denoiser's EMA or raw weights out of a checkpoint's state, strictly."""
     if not _under(PREFIX[weights], state):
@@ -89,7 +99,8 @@ def _load(module: nn.Module, prefix: str, state: dict[str, Tensor], source: Path
     try:
         module.load_state_dict(_under(prefix, state))
     except RuntimeError as error:
-        raise CheckpointError(f"{source}: weights do not fit ({prefix}*): {' '.join(str(error).split())[:200]}") from None
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{source}: weights do not fit ({prefix}*): {reason}") from None
 
 
 def _folder(file: Path) -> Path:
