@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import denoiselab
 from denoiselab.compose import options
 from denoiselab.sampler import Rung
-from denoiselab.schedule import Schedule
+from denoiselab.schedule import RATIO, Schedule
 from denoiselab.target import Target
 
 OPTIONS = options()
@@ -66,7 +66,7 @@ class Scaled(Schedule):
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha_t, sigma_t = self.schedule.levels(t)
-        k = 1 / alpha_t if self.k is None else self.k
+        k = 1 / alpha_t.clamp_min(sigma_t / RATIO) if self.k is None else self.k
         return k * alpha_t, k * sigma_t
 
 

@@ -19,10 +19,32 @@ DATA["points"] = ["data=8gaussians", "model=mlp", "metrics=points"]
 ALONE = {group: names for group, names in GROUPS.items() if group not in ("trainer", "logger")}
 
 
+OPEN = {
+    "consistency_distillation": "loss.teacher.ckpt",
+    "progressive": "loss.teacher.ckpt",
+    "autoguidance": "guidance.bad.ckpt",
+}
+"""Options that need another run, and where they are told of it."""
+
+
+def needing(option: str, run: object) -> list[str]:
+    """What must be given beside an option."""
+    return [f"{OPEN[option]}={run}"] if option in OPEN else []
+
+
 @pytest.mark.parametrize(("group", "option"), [(g, o) for g, names in ALONE.items() for o in names])
-def test_every_option_composes_and_its_objects_are_made(group: str, option: str):
+def test_every_option_composes_and_its_objects_are_made(group: str, option: str, example_run):
     fitting = [line for line in DATA.get(option, []) if group != "experiment" and not line.startswith(f"{group}=")]
+    fitting += needing(option, example_run)
+    fitting += ["loss=learned_hybrid"] if option == "ddpm_learned" else []
     Parts(resolve(compose("train", [f"{group}={option}", *fitting]))).check()
+
+
+@pytest.mark.parametrize("option", OPEN)
+def test_an_option_that_needs_another_run_asks_for_it(option: str):
+    (group,) = [group for group, names in GROUPS.items() if option in names]
+    with pytest.raises(UserError, match=rf"^{re.escape(OPEN[option])}=\?\?\?: this option must be given$"):
+        resolve(compose("train", [f"{group}={option}"]))
 
 
 @pytest.mark.parametrize("file", sorted(conf_dir().glob("*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}")
@@ -38,8 +60,8 @@ def test_an_experiment_names_a_recipe_and_never_its_parts(file):
 @pytest.mark.parametrize("axis", ["target=x0", "weighting=min_snr", "timesteps=uniform"])
 def test_a_part_given_beside_a_recipe_replaces_only_that_part(loss: str, axis: str):
     group, _, option = axis.partition("=")
-    recipe = plain(compose("train", [f"loss={loss}"]))
-    mixed = plain(compose("train", [axis, f"loss={loss}"]))
+    recipe = plain(compose("train", [f"loss={loss}", *needing(loss, "a")]))
+    mixed = plain(compose("train", [axis, f"loss={loss}", *needing(loss, "a")]))
     own = yaml.safe_load((conf_dir() / group / f"{option}.yaml").read_text())
     assert mixed[group] == own
     assert {k: v for k, v in mixed.items() if k != group} == {k: v for k, v in recipe.items() if k != group}
@@ -103,7 +125,7 @@ VALUES = {
     "schedule=linear schedule.beta_max=2": "schedule.beta_min",
     "weighting=min_snr weighting.gamma=0": "weighting.gamma=0",
     "guidance.scale=inf": "guidance.scale=inf",
-    "guidance.scale=2 p_null=0": "guidance.scale=2",
+    "guidance.scale=2 p_null=0": "guidance=CFG: with p_null=0",
     "ema.decay=1": "ema.decay=1",
     "optimizer.lr=-1": "optimizer.Invalid learning rate: -1",
     "data.batch_size=0": "data.batch_size=0",

@@ -18,9 +18,9 @@ CONFIGURING = TRAINING | {"hydra", "omegaconf", "yaml"}
 
 LAYERS = {
     "errors files version trust rows buffers _torchvision __init__ __main__": {"torch"},
-    "schedule target weighting timesteps denoiser guidance loss models": MATHEMATICS,
-    "sampler": MATHEMATICS | {"torchdiffeq"},
-    "rng conditioning lr_schedule ema checkpoint": MATHEMATICS,
+    "schedule target consistency gaussian weighting timesteps denoiser guidance loss models": MATHEMATICS,
+    "sampler likelihood": MATHEMATICS | {"torchdiffeq"},
+    "rng conditioning curve lr_schedule ema checkpoint": MATHEMATICS,
     "data metrics pictures": MEASURING,
     "report": {"jinja2", "markupsafe", "pandas", "numpy", "scipy", "matplotlib", "PIL", "yaml"},
     "module callbacks loggers training evaluation run run_folder": TRAINING,
@@ -29,7 +29,7 @@ LAYERS = {
 STANDARD = __import__("sys").stdlib_module_names
 
 FORBIDDEN = {
-    "schedule target weighting timesteps denoiser guidance loss rng sampler models": (
+    "schedule target weighting timesteps denoiser guidance loss rng sampler likelihood models": (
         *("data", "metrics", "callbacks", "module", "training", "evaluation", "experiment", "compose", "run", "cli"),
     ),
     "data metrics ema": ("callbacks", "module", "training", "evaluation", "experiment", "compose", "run", "cli"),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import denoiselab
 from denoiselab import checkpoint
+from denoiselab.compose import compose, plain
 from denoiselab.errors import CheckpointError, UserError
+from denoiselab.evaluation import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +58,52 @@ def test_a_checkpoint_file_alone_is_enough(example_run: Path, run, tmp_path: Pat
     alone = tmp_path / "alone.ckpt"
     alone.write_bytes((example_run / "checkpoints" / "last.ckpt").read_bytes())
     assert torch.equal(denoiselab.load(alone).sample(n=2, steps=2), run.sample(n=2, steps=2))
+
+
+def test_another_schedule_is_sampled_along_only_where_it_is_named(run, capsys):
+    own, other = run.parts_for(sampling()), run.parts_for(sampling("schedule=linear"))
+    assert own.schedule is run.schedule
+    assert run.elsewhere(own) == []
+    assert not capsys.readouterr().err
+    assert run.elsewhere(other) == [other.schedule.fingerprint]
+    assert f"along {other.schedule.fingerprint}; the run was trained along {run.schedule.fingerprint}" in (
+        capsys.readouterr().err
+    )
+    assert torch.equal(run.sample(n=2, steps=2, schedule="cosine"), run.sample(n=2, steps=2))
+    assert not torch.allclose(run.sample(n=2, steps=2, schedule="linear"), run.sample(n=2, steps=2), atol=1e-2)
+
+
+def sampling(*overrides: str) -> dict[str, Any]:
+    return plain(compose("sample", ["ckpt=none", *overrides]))
+
+
+def test_an_evaluation_along_another_schedule_says_both_and_has_its_own_address(run, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(run, "folder", tmp_path)
+    asked = ["ckpt=none", "metrics=none", "evaluation.n=2", "sampler.steps=2"]
+    folders = [
+        evaluate(run, run.parts_for(plain(compose("evaluate", [*asked, *more])))) for more in ([], ["schedule=linear"])
+    ]
+    assert folders[0] != folders[1]
+    own, other = (json.loads((folder / "evaluation.json").read_text())["protocol"] for folder in folders)
+    assert own["schedule"] == own["trained_along"] == other["trained_along"] == run.schedule.fingerprint
+    assert other["schedule"].startswith("Linear:")
+    assert own["nfe"] == 2
+
+
+def test_what_a_schedule_and_a_loss_have_learned_is_loaded(train):
+    """And without it the run is not the one that was trained."""
+    folder = train(
+        *("data=8gaussians", "data.n=200", "data.batch_size=32", "model=mlp", "model.width=16", "callbacks=none"),
+        *("schedule=adaptive", "weighting=uncertainty", "trainer.max_steps=12"),
+    )
+    run = denoiselab.load(folder)
+    state = checkpoint.load(folder / "checkpoints" / "last.ckpt")["state_dict"]
+    learned = {key: value for key, value in state.items() if key.startswith(("schedule.", "loss."))}
+    assert any(key.startswith("schedule.") for key in learned)
+    assert any(key.startswith("loss.weighting.") for key in learned)
+    for key, value in learned.items():
+        group, _, name = key.partition(".")
+        assert torch.equal(getattr(run, group).state_dict()[name], value)
 
 
 def changed(example_run: Path, path: Path, change) -> Path:

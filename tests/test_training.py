@@ -22,6 +22,7 @@ from denoiselab.errors import CannotSave, Interrupted, NonFiniteLoss, RunHeld, U
 from denoiselab.module import Diffusion
 from denoiselab.rows import rows
 from denoiselab.training import Job
+from exact import parts
 
 SMALL = ("metrics=none", "callbacks=none", "trainer.threads=1", "model.channels=32", "data.batch_size=16")
 STEPS = (
@@ -93,6 +94,12 @@ class Stop(Checkpoints):
         ("data.workers=2",),
         ("trainer.precision=bf16-mixed",),
         ("timesteps=uniform", "loss=min_snr"),
+        ("timesteps=importance", "timesteps.points=8", "timesteps.history=2"),
+        ("schedule=adaptive", "schedule.warm_up=2", "schedule.every=2"),
+        ("weighting=uncertainty", "timesteps=curriculum", "timesteps.budget=48"),
+        ("loss=learned_hybrid", "schedule=zero_terminal", "target=v"),
+        ("loss=mixed",),
+        ("loss=consistency",),
         (
             "callbacks=default",
             "callbacks.buckets.every=5",
@@ -141,9 +148,22 @@ def _forget_ema(monkeypatch):
     monkeypatch.setattr(checkpoint, "load", without)
 
 
-@pytest.mark.parametrize("fault", [_forget_position, _forget_seed, _forget_ema])
+def _forget_what_was_learned(monkeypatch):
+    load = checkpoint.load
+
+    def without(path):
+        content = load(path)
+        state = content["state_dict"]
+        fresh = parts("timesteps=importance", "timesteps.points=8", "timesteps.history=2").timesteps.state_dict()
+        state.update({f"timesteps.{key}": value for key, value in fresh.items()})
+        return content
+
+    monkeypatch.setattr(checkpoint, "load", without)
+
+
+@pytest.mark.parametrize("fault", [_forget_position, _forget_seed, _forget_ema, _forget_what_was_learned])
 def test_the_comparison_notices_what_a_checkpoint_could_forget(fault, train, monkeypatch):
-    overrides = (*SMALL, *STEPS)
+    overrides = (*SMALL, *STEPS, "timesteps=importance", "timesteps.points=8", "timesteps.history=2")
     whole = train(*overrides, "name=whole", quick=())
     with monkeypatch.context() as patch:
         patch.setattr("denoiselab.training.Checkpoints", Stop)
@@ -200,6 +220,16 @@ def test_ranks_share_weights_and_never_noise_or_times(command, tmp_path: Path):
     both = torch.cat([first["t"], second["t"]]).flatten()
     assert sorted((both * len(both)).long().tolist()) == list(range(len(both)))  # one t per stratum of the global batch
     assert [row["step"] for row in rows(runs[0] / "metrics.jsonl") if "train/loss" in row] == [1, 2, 3, 4]
+
+    told = [torch.load(tmp_path / f"told{r}.pt", weights_only=True) for r in (0, 1)]
+    for k in (0, 1):  # times, losses: in rank order, the same for both
+        both = torch.cat([told[0]["own"][k], told[1]["own"][k]])
+        assert torch.equal(told[0]["told"][k], both)
+        assert torch.equal(told[1]["told"][k], both)
+    learned = [torch.load(tmp_path / f"learned{r}.pt", weights_only=True) for r in (0, 1)]
+    assert differences(*learned) == []
+    assert learned[0]["timesteps.p"].max() > learned[0]["timesteps.p"].min()
+    assert (learned[0]["schedule.knots"].diff().diff().abs() > 1e-6).any()
 
 
 def test_a_run_is_held_by_one_process(train, tmp_path: Path):

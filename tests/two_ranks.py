@@ -42,6 +42,30 @@ def spy(self, batch, batch_idx):
     return found
 
 
+def teach(self, losses_of_all=Diffusion._teach):
+    """What each rank's learners are told at the first step, beside what the rank saw itself."""
+    own, update = [torch.cat(values) for values in zip(*self.seen, strict=True)], self.timesteps.update
+
+    def told(t, losses):
+        file = OUTPUT / f"told{self.global_rank}.pt"
+        if not file.exists():
+            torch.save({"own": own[:2], "told": [t, losses]}, file)
+        update(t, losses)
+
+    self.timesteps.update = told
+    losses_of_all(self)
+    del self.timesteps.update
+
+
+def keep(self):
+    learned = {**self.timesteps.state_dict(prefix="timesteps."), **self.schedule.state_dict(prefix="schedule.")}
+    torch.save(learned, OUTPUT / f"learned{self.global_rank}.pt")
+
+
 Diffusion.training_step = spy
+Diffusion._teach = teach
+Diffusion.on_train_end = keep
 overrides = ["debug=quick", "metrics=none", "callbacks=none", "trainer=ddp_cpu", "data.batch_size=16"]
+overrides += ["timesteps=importance", "timesteps.points=8", "timesteps.history=2"]
+overrides += ["schedule=adaptive", "schedule.warm_up=1", "schedule.every=1"]
 Job(compose("train", [*overrides, f"output_dir={OUTPUT / 'outputs'}"])).run()

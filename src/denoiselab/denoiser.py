@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from denoiselab.schedule import log_snr
+from denoiselab.schedule import RATIO
 from denoiselab.target import Target
 
 
@@ -39,6 +39,9 @@ class Denoiser(nn.Module):
     net_outputs: ClassVar[int] = 1
     """How many tensors like x the network returns, stacked along its channels."""
 
+    has_variance: ClassVar[bool] = False
+    """Whether it says the variance of a reverse step."""
+
     def __init__(self, net: nn.Module, target: Target, sigma_data: float = 1.0):
         super().__init__()
         if not sigma_data > 0:
@@ -47,8 +50,8 @@ class Denoiser(nn.Module):
 
     def ask(self, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor, **cond: Any) -> Tensor:
         """The network's answer y, in x_t's dtype; shapes: x_t (B, ...), alpha_t and sigma_t (B, 1, ...)."""
-        c_in = (alpha_t**2 * self.sigma_data**2 + sigma_t**2).rsqrt()
-        c_noise = log_snr(alpha_t, sigma_t).flatten() / -8
+        c_in = torch.hypot(self.sigma_data * alpha_t, sigma_t).reciprocal()
+        c_noise = (sigma_t / alpha_t).clamp(1 / RATIO, RATIO).log().flatten() / 4
         dtype = next(self.net.parameters()).dtype
         y = self.net((c_in * x_t).to(dtype), c_noise.to(torch.promote_types(dtype, torch.float32)), **cond)
         return y.to(x_t.dtype)
@@ -61,3 +64,19 @@ class Denoiser(nn.Module):
     def forward(self, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor, **cond: Any) -> Tensor:
         """x_0_hat, shaped like x_t."""
         return self.outputs(x_t, alpha_t, sigma_t, **cond).x_0
+
+
+class LearnedVariance(Denoiser):
+    """A denoiser whose network also says the variance of a reverse step: exp(v log beta + (1 - v) log beta_tilde),
+    v = (its second output + 1)/2 (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15).
+
+    v is not held in [0, 1]; what starts at zero starts half way.
+    """
+
+    net_outputs: ClassVar[int] = 2
+    has_variance: ClassVar[bool] = True
+
+    def outputs(self, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor, **cond: Any) -> Outputs:
+        """x_0 and the variance, of x_t's shape each."""
+        y, v = self.ask(x_t, alpha_t, sigma_t, **cond).chunk(2, 1)
+        return Outputs(self.target.to_x_0(y, x_t, alpha_t, sigma_t), variance=(v + 1) / 2)

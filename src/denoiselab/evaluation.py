@@ -17,13 +17,13 @@ from denoiselab.files import write_text
 from denoiselab.metrics.base import Measurement
 from denoiselab.metrics.loss_by_t import held_out_losses
 from denoiselab.pictures import panels, tiles
-from denoiselab.run import Run
+from denoiselab.run import Run, by_content
 from denoiselab.run_folder import digest, versions
 
 
 def address(config: dict[str, Any]) -> str:
     """The hash of what an evaluation's result depends on, besides the run."""
-    return digest({key: config[key] for key in ("sampler", "spacing", "guidance", "evaluation", "metrics")})
+    return digest(by_content({key: config[key] for key in ("sampler", "spacing", "guidance", "evaluation", "metrics")}))
 
 
 def evaluate(run: Run, parts: Parts, rerun: bool = False) -> Path:
@@ -39,7 +39,8 @@ def evaluate(run: Run, parts: Parts, rerun: bool = False) -> Path:
     """
     config = parts.config
     n, seed = config["evaluation"]["n"], config["evaluation"]["seed"]
-    folder = run.folder / "evaluations" / digest([address(config), run.step])
+    elsewhere = run.elsewhere(parts)
+    folder = run.folder / "evaluations" / digest([address(config), run.step, *elsewhere])
     file = folder / "evaluation.json"
     if not rerun and file.is_file():
         _tell(f"already evaluated: {folder}")
@@ -47,7 +48,7 @@ def evaluate(run: Run, parts: Parts, rerun: bool = False) -> Path:
 
     started = time.perf_counter()
     label = run.labels(n)
-    generated = run.draw(parts.sampler, parts.guidance, label, range(n), seed, _Progress(n))
+    generated, nfe = run.draw(parts, label, range(n), seed, _Progress(n))
     if not bool(generated.isfinite().all()):
         raise NonFiniteLoss(f"{run.folder}: the sampler gave values that are not finite; nothing was measured")
     records = [
@@ -60,10 +61,11 @@ def evaluate(run: Run, parts: Parts, rerun: bool = False) -> Path:
         "seed": seed,
         "weights": run.weights,
         "label_policy": "balanced" if label is not None else "none",
-        "nfe": parts.sampler.nfe,
+        "nfe": round(nfe, 1),
         "dtype": "float32",
         "step": run.step,
-        "schedule": run.schedule.fingerprint,
+        "schedule": parts.schedule.fingerprint,
+        "trained_along": run.schedule.fingerprint,
         "versions": versions(),
     }
     result = {

@@ -220,14 +220,17 @@ class Parts:
     def guidance(self) -> Callable[[DenoiserLike], DenoiserLike]:
         """Wraps a denoiser."""
         make = self.make("guidance", open=("denoiser",))
-        if getattr(self.make("guidance", denoiser=_nothing), "needs_null", False):
-            scale = self.config["guidance"].get("scale", "?")
+        try:
+            needs_null = getattr(make(denoiser=_nothing), "needs_null", False)
+        except ValueError as error:
+            raise UserError(f"guidance.{_one_line(error)}") from None
+        if needs_null:
+            name = self.config["guidance"]["_target_"].rpartition(".")[2]
             if not self.num_classes:
-                raise UserError(f"guidance.scale={scale}: the model is unconditional (no classes); use guidance=none")
+                raise UserError(f"guidance={name}: the model is unconditional (no classes); use guidance=none")
             if self.config.get("p_null") == 0:
                 raise UserError(
-                    f"guidance.scale={scale}: with p_null=0 the null label is never trained; use p_null=0.1, or "
-                    "guidance=none"
+                    f"guidance={name}: with p_null=0 the null label is never trained; use p_null=0.1, or guidance=none"
                 )
         return make
 
@@ -262,6 +265,7 @@ class Parts:
         for name in ("drop", "denoiser", "loss", "timesteps", "guidance", "metrics"):
             getattr(self, name)
         self._check_pure_noise()
+        self._check_timesteps()
         self.check_sampler(self.denoiser)
         self.make("optimizer", params=list(self.denoiser.parameters()))
         self.make("lr_schedule")
@@ -277,6 +281,12 @@ class Parts:
             raise UserError(
                 f"target: {names[0]} says nothing of x_0 at t = 1 of {names[1]}, where alpha = 0; use target=v"
             )
+
+    def _check_timesteps(self) -> None:
+        try:
+            self.timesteps.check(self.schedule)
+        except ValueError as error:
+            raise UserError(_one_line(error)) from None
 
     def check_sampler(self, denoiser: Denoiser) -> None:
         """The sampler's levels exist on the schedule, and it can use the denoiser."""
@@ -295,7 +305,7 @@ class Parts:
 
 SHARED = {
     *("data", "codec", "shape", "num_classes", "sigma_data", "outputs", "schedule", "target", "weighting"),
-    *("timesteps", "spacing", "sampler", "guidance"),
+    *("timesteps", "spacing", "sampler", "guidance", "denoiser"),
 }
 """The parts that a constructor may ask for by name."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,13 +14,13 @@ from torch import Tensor, nn
 
 from denoiselab import checkpoint, trust
 from denoiselab.compose import compose, plain, read_yaml
+from denoiselab.curve import Curve
 from denoiselab.denoiser import Denoiser
 from denoiselab.errors import CheckpointError, UserError
 from denoiselab.experiment import Parts
-from denoiselab.guidance import DenoiserLike
 from denoiselab.loss import Loss
 from denoiselab.rng import Noise
-from denoiselab.sampler import Sampler
+from denoiselab.run_folder import digest
 
 BATCH = 256
 """Samples per network call; sample i does not depend on it."""
@@ -82,6 +84,22 @@ def frozen(ckpt: str, weights: str = "ema") -> Denoiser:
         weights: ema or raw.
     """
     return load(ckpt, weights).denoiser.requires_grad_(False)
+
+
+def by_content(node: Any) -> Any:
+    """A configuration in which the files that it names stand by their sha256, for hashes of what decides a result:
+    another run's checkpoint, a measured curve."""
+    if isinstance(node, list):
+        return [by_content(value) for value in node]
+    if not isinstance(node, dict):
+        return node
+    found = {key: by_content(value) for key, value in node.items()}
+    if node.get("_target_") == "denoiselab.run.frozen":
+        found["ckpt"] = checkpoint.sha256(find_checkpoint(node["ckpt"]))
+    if isinstance(node.get("curve"), str):
+        curve = Curve.load(node["curve"], node.get("panel", "eps"))
+        found["curve"] = digest([curve.t.tolist(), curve.value.tolist()])
+    return found
 
 
 def load_weights(denoiser: Denoiser, state: dict[str, Tensor], weights: str, source: Path) -> None:
@@ -179,6 +197,7 @@ class Run:
         steps: int | None = None,
         scale: float = 1.0,
         seed: int = 0,
+        schedule: str | None = None,
     ) -> Tensor:
         """n samples: float32 (n, C, H, W) in [-1, 1] for images, (n, D) in their own units for points.
 
@@ -188,11 +207,27 @@ class Run:
             steps: noise levels; None for the option's own number.
             scale: guidance; 1 is off.
             seed: of the noise. Sample i of a seed does not depend on n.
+            schedule: an option of the schedule group to sample along; None for the one that was trained along.
         """
         overrides = [f"sampler={sampler}", f"guidance.scale={scale}", "ckpt=none"]
         overrides += [f"sampler.steps={steps}"] if steps is not None else []
-        parts = Parts(plain(compose("sample", overrides)), interface=self.parts.interface)
-        return self.draw(parts.sampler, parts.guidance, self.labels(n, label), range(n), seed)
+        overrides += [f"schedule={schedule}"] if schedule is not None else []
+        parts = self.parts_for(plain(compose("sample", overrides)))
+        return self.draw(parts, self.labels(n, label), range(n), seed)[0]
+
+    def parts_for(self, config: dict[str, Any]) -> Parts:
+        """The parts that a configuration for sampling names, and the run's own schedule unless it names another.
+
+        Raises:
+            UserError: its sampler cannot use this run's denoiser or the schedule.
+        """
+        trained = {group: self.parts.config[group] for group in ("data", "schedule", "loss", "p_null")}
+        parts = Parts({**trained, **config}, interface=self.parts.interface)
+        if "schedule" not in config:
+            parts.schedule = self.schedule
+        parts.schedule.to(self.device)
+        parts.check_sampler(self.denoiser)
+        return parts
 
     def labels(self, n: int, label: int | Sequence[int] | None = None) -> Tensor | None:
         """The classes that n samples are asked for; None for an unconditional model."""
@@ -208,26 +243,35 @@ class Run:
             raise UserError(f"label={label}: need one class, or one for each of the {n} samples, in 0..{classes - 1}")
         return labels
 
+    def elsewhere(self, parts: Parts) -> list[str]:
+        """The schedule to sample along, if it is not the one that was trained along; said on stderr."""
+        along, trained = parts.schedule.fingerprint, self.schedule.fingerprint
+        if along == trained:
+            return []
+        print(f"sampling along {along}; the run was trained along {trained}", file=sys.stderr, flush=True)
+        return [along]
+
     def draw(
         self,
-        sampler: Sampler,
-        guidance: Callable[[DenoiserLike], DenoiserLike],
+        parts: Parts,
         labels: Tensor | None,
         ids: Sequence[int],
         seed: int = 0,
         progress: Callable[[int], object] = lambda done: None,
-    ) -> Tensor:
-        """Decoded samples with these ids on the CPU, made in batches.
+    ) -> tuple[Tensor, float]:
+        """Decoded samples with these ids on the CPU, made in batches, and the network calls of a sample's walk.
 
         Args:
+            parts: whose sampler, guidance and schedule to use, from parts_for.
             progress: is told how many samples each batch added.
         """
-        guided, drawn = guidance(self.denoiser), []
+        guided, drawn, calls = parts.guidance(self.denoiser), [], 0
         for start in range(0, len(ids), BATCH):
             part = ids[start : start + BATCH]
             noise = Noise(seed, part, self.parts.shape, self.device)
             cond = {} if labels is None else {"label": labels[start : start + BATCH].to(self.device)}
-            x_0 = sampler(guided, self.schedule, noise, **cond)
-            drawn.append(self.codec.decode(x_0).float().cpu())
+            last = deque(parts.sampler.walk(guided, parts.schedule, noise, **cond), maxlen=1).pop()
+            drawn.append(self.codec.decode(last.x_t).float().cpu())
+            calls += len(part) * last.calls
             progress(len(part))
-        return torch.cat(drawn)
+        return torch.cat(drawn), calls / len(ids)

@@ -28,13 +28,13 @@ class Target:
         """x_0 = (b_t x_t - sigma_t y) / (alpha_t b_t - sigma_t a_t): the two linear equations solved for x_0."""
         a_t, b_t = self.coefficients(alpha_t, sigma_t)
         d_t = alpha_t * b_t - sigma_t * a_t
-        return torch.addcmul(b_t / d_t * x_t, y, -sigma_t / d_t)
+        return (b_t / d_t * x_t).addcmul_(sigma_t / -d_t, y)
 
     def to_eps(self, y: Tensor, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
         """eps = (alpha_t y - a_t x_t) / (alpha_t b_t - sigma_t a_t)."""
         a_t, b_t = self.coefficients(alpha_t, sigma_t)
         d_t = alpha_t * b_t - sigma_t * a_t
-        return torch.addcmul(alpha_t / d_t * y, x_t, -a_t / d_t)
+        return (alpha_t / d_t * y).addcmul_(a_t / -d_t, x_t)
 
     def to_score(self, y: Tensor, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
         """The gradient of log p(x_t): -eps/sigma_t (Song et al. 2021, arXiv:2011.13456)."""
@@ -89,3 +89,45 @@ class V(Target):
     def coefficients(self, alpha_t: Tensor, sigma_t: Tensor) -> tuple[Tensor, Tensor]:
         norm = (alpha_t**2 + sigma_t**2).sqrt()
         return -sigma_t / norm, alpha_t / norm
+
+
+class Flow(Target):
+    """y = eps - x_0: the velocity dx_t/dt of the straight path x_t = (1 - t) x_0 + t eps (Liu et al. 2022,
+    arXiv:2209.03003, eq. 1, whose time runs the other way; Esser et al. 2024, arXiv:2403.03206). Any schedule can
+    be used. Its MSE weighs the x_0 error by ((alpha_t + sigma_t)/sigma_t)^2, which on the straight path is
+    1/sigma_t^2.
+
+    >>> import torch
+    >>> Flow().precision(torch.tensor(0.8), torch.tensor(0.2))      # 1 / 0.2^2
+    tensor(25.)
+    """
+
+    snr_weight = "(sqrt(SNR) + 1)^2"
+
+    def coefficients(self, alpha_t: Tensor, sigma_t: Tensor) -> tuple[Tensor, Tensor]:
+        return -ones_like(alpha_t), ones_like(alpha_t)
+
+
+class EDM(Target):
+    """y = (sigma_t/s_d x_0 - alpha_t s_d eps) / sqrt(alpha_t^2 s_d^2 + sigma_t^2), s_d = sigma_data: what EDM's
+    network F regresses, of unit variance at every level and uncorrelated with x_t (Karras et al. 2022,
+    arXiv:2206.00364, eq. 8 and table 1, written for any alpha_t). Its MSE weighs the x_0 error by
+    SNR + 1/sigma_data^2, EDM's lambda. With sigma_data = 1 it is -v.
+
+    Args:
+        sigma_data: the standard deviation of x_0, > 0.
+
+    >>> import torch
+    >>> EDM(sigma_data=0.5).precision(torch.tensor(0.8), torch.tensor(0.6))     # SNR + 4
+    tensor(5.7778)
+    """
+
+    def __init__(self, sigma_data: float = 1.0):
+        if not sigma_data > 0:
+            raise ValueError(f"sigma_data={sigma_data}: need a number > 0")
+        self.sigma_data = sigma_data
+        self.snr_weight = f"SNR + 1/{sigma_data:g}^2"
+
+    def coefficients(self, alpha_t: Tensor, sigma_t: Tensor) -> tuple[Tensor, Tensor]:
+        norm = (alpha_t**2 * self.sigma_data**2 + sigma_t**2).sqrt()
+        return sigma_t / (self.sigma_data * norm), -alpha_t * self.sigma_data / norm

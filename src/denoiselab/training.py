@@ -25,7 +25,7 @@ from denoiselab.experiment import Parts, identity, resolve
 from denoiselab.loggers import JsonLines
 from denoiselab.module import Diffusion, Feed
 from denoiselab.rng import mix
-from denoiselab.run import PREFIX, Run, find_checkpoint
+from denoiselab.run import PREFIX, Run, by_content, find_checkpoint
 from denoiselab.run_folder import RunFolder, slug
 from denoiselab.schedule import Schedule
 from denoiselab.version import CHECKPOINT_VERSION
@@ -66,7 +66,7 @@ class Job:
         parts.check()
         self.start = _initial(config, parts.schedule) if config["init_from"] else None
         sha = f"{config['init_weights']}:{checkpoint.sha256(self.start)}" if self.start else None
-        self.identity = identity(config, sha)
+        self.identity = identity(by_content(config), sha)
         self.evaluation_address = address(config)
         self.folder = RunFolder(Path(config["output_dir"]) / config["name"] / slug(self.identity), self.identity)
         self.rank_zero = rank_zero_only.rank == 0  # Lightning's reading of torchrun's, SLURM's and its own variables

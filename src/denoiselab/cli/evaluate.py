@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
 def evaluate_one(overrides: list[str], config_dir: Path | None) -> None:
     """Load the run, then measure it as asked; with the metrics it was trained with, unless others are named."""
     from denoiselab.evaluation import evaluate
-    from denoiselab.experiment import Parts, check_evaluation
+    from denoiselab.experiment import check_evaluation
     from denoiselab.run import load
 
     config = plain(compose("evaluate", [line for line in overrides if not _of_metrics(line)], config_dir))
@@ -36,10 +36,7 @@ def evaluate_one(overrides: list[str], config_dir: Path | None) -> None:
         else [f"metrics={run.record['choices']['metrics']}"]
     )
     config = plain(compose("evaluate", [*own, *overrides], config_dir))
-    trained = {group: run.parts.config[group] for group in ("data", "schedule", "p_null")}
-    parts = Parts({**trained, **config})
-    parts.check_sampler(run.denoiser)
-    evaluate(run, parts, config["rerun"])
+    evaluate(run, run.parts_for(config), config["rerun"])
 
 
 def _of_metrics(line: str) -> bool:

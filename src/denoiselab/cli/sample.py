@@ -24,15 +24,13 @@ def main(arguments: list[str]) -> int:
     import numpy as np
 
     from denoiselab.evaluation import picture
-    from denoiselab.experiment import Parts
     from denoiselab.run import load
 
     run = load(config["ckpt"], config["weights"])
-    trained = {group: run.parts.config[group] for group in ("schedule", "p_null")}
-    parts = Parts({**trained, **config}, interface=run.parts.interface)
-    parts.check_sampler(run.denoiser)
+    parts = run.parts_for(config)
+    run.elsewhere(parts)
     labels = run.labels(config["n"], config["label"])
-    samples = run.draw(parts.sampler, parts.guidance, labels, range(config["n"]), config["seed"])
+    samples, _ = run.draw(parts, labels, range(config["n"]), config["seed"])
     folder = Path(config["output"]) if config["output"] else run.folder / "samples"
     folder.mkdir(parents=True, exist_ok=True)
     picture(samples, labels, 0 if config["label"] is not None else run.parts.num_classes).save(folder / "samples.png")

@@ -21,20 +21,26 @@ def outputs_of(denoiser: DenoiserLike, x_t: Tensor, alpha_t: Tensor, sigma_t: Te
     )
 
 
+def unguided(denoiser: DenoiserLike) -> DenoiserLike:
+    """The denoiser as it is."""
+    return denoiser
+
+
 class Guidance:
     """A denoiser that changes another's x_0_hat and passes the conditional branch's other outputs through.
 
     Args:
         denoiser: the denoiser to guide.
+        guidance: what guides it first, ``guidance(denoiser) -> denoiser``, so that files nest as objects do.
     """
 
-    def __init__(self, denoiser: DenoiserLike):
-        self.denoiser = denoiser
+    def __init__(self, denoiser: DenoiserLike, guidance: Callable[[DenoiserLike], DenoiserLike] = unguided):
+        self.denoiser = guidance(denoiser)
 
     @property
     def needs_null(self) -> bool:
-        """Whether it asks for the unconditional estimate, which only label dropping trains."""
-        return False
+        """Whether it, or what it guides, asks for the unconditional estimate, which only label dropping trains."""
+        return getattr(self.denoiser, "needs_null", False)
 
     def outputs(self, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor, **cond: Any) -> Outputs:
         """Everything it says about x_t; shapes as for a Denoiser."""
@@ -43,8 +49,3 @@ class Guidance:
     def __call__(self, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor, **cond: Any) -> Tensor:
         """x_0_hat, shaped like x_t."""
         return self.outputs(x_t, alpha_t, sigma_t, **cond).x_0
-
-
-def unguided(denoiser: DenoiserLike) -> DenoiserLike:
-    """The denoiser as it is."""
-    return denoiser

@@ -16,13 +16,13 @@ class WeightedLoss(Loss):
     """w_t mean((x_0_hat(x_t) - x_0)^2): the mean over a sample's values of its squared x_0 error, weighted.
 
     Args:
-        weighting: w_t.
+        weighting: w_t; one that learns is trained along.
     """
 
     def __init__(self, weighting: Weighting):
         super().__init__()
         self.weighting = weighting
-        self.formula = f"({weighting.formula}) * mean |x_0_hat - x_0|^2"
+        self.formula = f"({weighting.formula}) * mean |x_0_hat - x_0|^2{weighting.added}"
 
     def forward(
         self, denoiser: Denoiser, schedule: Schedule, x_0: Tensor, eps: Tensor, t: Tensor, **cond: Any

@@ -89,7 +89,7 @@ def held_out_losses(
 
     Sample i is seen ``repeats`` times, at t = (j + u_i)/repeats and with noise addressed by (seed, i, j), so the
     result depends on neither batch size nor ranks. Ranks take every world-th sample; none is repeated to fill up.
-    The denoiser is put in evaluation mode for the time.
+    The denoiser and the loss are put in evaluation mode for the time.
     """
     ids = held_out.ids[rank::world]
     u, eps = _draws(ids.tolist(), tuple(held_out.x_0.shape[1:]), seed, repeats)
@@ -97,8 +97,9 @@ def held_out_losses(
     t = (torch.arange(repeats).repeat(len(ids)) + u.repeat_interleave(repeats)) / repeats
     t = t.clamp_min(schedule.earliest)
     found, total = Buckets(buckets), torch.zeros(2, dtype=torch.float64, device=device)
-    training = denoiser.training
-    denoiser.eval()
+    modes = {module: module.training for module in (denoiser, loss)}
+    for module in modes:
+        module.eval()
     try:
         for part in torch.arange(len(sample)).split(batch) if len(sample) else ():
             rows = held_out.batch(sample[part])
@@ -109,7 +110,8 @@ def held_out_losses(
             found.add(schedule, times, parts["mse"])
             total += torch.stack([losses.double().sum(), losses.new_tensor(len(losses)).double()])
     finally:
-        denoiser.train(training)
+        for module, training in modes.items():
+            module.train(training)
     return found, total
 
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from denoiselab.report.axes import axes, key, kind
+from denoiselab.report.axes import axes, key, kind, scale_of
 from denoiselab.report.runs import Evaluation, Record, Run, finite
 from denoiselab.report.statistics import mean_ci, number, plain
 
@@ -151,12 +151,13 @@ def dataset(run: Run) -> Any:
 def protocol_facts(protocol: dict[str, Any]) -> dict[str, str]:
     """The parts of a protocol that every number is quoted with."""
     sampler, guidance = protocol.get("sampler"), protocol.get("guidance")
-    scale = guidance.get("scale") if isinstance(guidance, dict) else None
+    scale, name = scale_of(guidance), kind(guidance)
+    named = "guidance scale" if name == "CFG" else f"{name} guidance, scale"
     steps = sampler.get("steps") if isinstance(sampler, dict) else None
     weights = str(protocol.get("weights", "unknown"))
     return {
         "n": f"n = {plain(protocol.get('n'))}",
-        "guidance": f"guidance scale {plain(scale)}" if scale is not None else "no guidance",
+        "guidance": f"{named} {plain(scale)}" if scale is not None else "no guidance",
         "sampler": f"{kind(sampler) or 'unknown sampler'}, {plain(steps)} steps",
         "weights": f"{'EMA' if weights == 'ema' else plain(weights)} weights",
         "labels": f"labels {plain(protocol['label_policy'])}" if protocol.get("label_policy") else "",
@@ -287,7 +288,7 @@ def _name_axes(groups: list[Group], arms: list[Arm]) -> list[str]:
 
 def _shown(protocol: dict[str, Any], groups: list[Group], arms: list[Arm]) -> dict[str, Any]:
     """The parts of a protocol that may be axes; a schedule that only follows the run's is not one."""
-    hidden = {"nfe", "step", "schedule"}
+    hidden = {"nfe", "step", "schedule", "trained_along"}
     for group in groups:
         schedules = {key(arm.protocol.get("schedule")) for arm in arms if arm.group is group and arm.protocol}
         if len(schedules) > 1:

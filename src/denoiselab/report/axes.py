@@ -54,3 +54,10 @@ def _described(values: list[Any]) -> list[str]:
             for i, text in zip(members, column, strict=True):
                 texts[i] += f" {argument}={text}"
     return texts
+
+
+def scale_of(guidance: Any) -> Any:
+    """A guidance's scale, or that of what it wraps; None where there is none."""
+    if not isinstance(guidance, dict):
+        return None
+    return guidance["scale"] if "scale" in guidance else scale_of(guidance.get("guidance"))

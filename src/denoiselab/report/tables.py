@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from denoiselab.report.arms import Arm, Table
-from denoiselab.report.axes import kind
+from denoiselab.report.axes import kind, scale_of
 from denoiselab.report.statistics import plain
 
 
@@ -19,10 +19,9 @@ def frame(table: Table) -> pd.DataFrame:
         protocol = arm.protocol or {}
         row: dict[str, Any] = {**arm.axes, "seeds": arm.seeds, "evaluations": arm.draws, "trained_steps": arm.step}
         row |= {name: protocol.get(name) for name in ("n", "weights", "label_policy")}
-        for group, option in (("sampler", "steps"), ("guidance", "scale")):
-            part = protocol.get(group)
-            row[group] = kind(part)
-            row[f"{group}.{option}"] = part.get(option) if isinstance(part, dict) else None
+        sampler, guidance = protocol.get("sampler"), protocol.get("guidance")
+        row |= {"sampler": kind(sampler), "sampler.steps": sampler.get("steps") if isinstance(sampler, dict) else None}
+        row |= {"guidance": kind(guidance), "guidance.scale": scale_of(guidance)}
         row["network_calls"] = arm.calls
         for name, cell in arm.cells.items():
             row |= {name: cell.mean, f"{name}_ci95": cell.half, f"{name}_seeds": len(cell.values)}

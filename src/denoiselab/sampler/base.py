@@ -38,6 +38,11 @@ class Rung(NamedTuple):
         return self.sigma / self.alpha
 
     @property
+    def flow_time(self) -> float:
+        """sigma/(alpha + sigma): the time of the straight path from data (0) to noise (1)."""
+        return self.sigma / (self.alpha + self.sigma)
+
+    @property
     def half_log_snr(self) -> float:
         """log(alpha/sigma), the lambda of the solver papers; at the clean level it is held at log(1e6)."""
         return math.log(self.alpha / max(self.sigma, self.alpha / RATIO))
@@ -98,8 +103,9 @@ class Sampler:
         clip: bound on |x_0_hat|, > 0 (1 for images in [-1, 1]); None leaves x_0_hat alone.
     """
 
-    order: float = 1
-    """Convergence order of the deterministic walk: the global error falls as N^-order."""
+    order: float | None = 1
+    """Convergence order of the deterministic walk, a multistep method's once it is under way: the global error falls as
+    N^-order. None where N does not set the accuracy."""
 
     def __init__(self, spacing: Spacing, steps: int = 20, clip: float | None = None):
         if steps < 1:

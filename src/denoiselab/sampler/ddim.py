@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from denoiselab.denoiser import Denoiser
 from denoiselab.sampler.base import Denoise, Rung, Sampler
 from denoiselab.sampler.spacing import Spacing
 from denoiselab.schedule import Schedule
@@ -58,16 +59,16 @@ class DDIM(Sampler):
 
 
 class DDPM(Sampler):
-    """x_s = mean of q(x_s | x_t, x_0_hat) + sqrt(variance) z (Ho et al. 2020, arXiv:2006.11239, eq. 6-7).
+    """x_s = mean of q(x_s | x_t, x_0_hat) + sqrt(variance) z (Ho et al. 2020, arXiv:2006.11239, eq. 6-7), with
+    mean = (alpha_t sigma_s^2)/(alpha_s sigma_t^2) x_t + alpha_s (1 - r_s^2/r_t^2) x_0_hat, r = sigma/alpha.
 
-    With a = alpha_t/alpha_s and b^2 = sigma_t^2 - a^2 sigma_s^2: mean = (a sigma_s^2 x_t + alpha_s b^2 x_0_hat) /
-    sigma_t^2. On neighbouring points of a table b^2 is beta_t. The last step returns the mean.
+    The last step returns the mean. Both variances are those of the paper on a table, see ``variances``.
 
     Args:
         spacing, clip: as for Sampler.
         steps: N; the table's T with trailing spacing is the published ancestral sampler.
-        variance: fixed_small, b^2 sigma_s^2/sigma_t^2 (beta tilde: right for a single data point), or
-            fixed_large, b^2 (beta: right for white Gaussian data).
+        variance: fixed_small, beta tilde (right for a single data point), or fixed_large, beta (right for white
+            Gaussian data of unit variance).
     """
 
     def __init__(self, spacing: Spacing, steps: int = 1000, clip: float | None = None, variance: str = "fixed_small"):
@@ -89,18 +90,69 @@ class DDPM(Sampler):
         x_0_hat = denoise(x_t, t)
         if s.sigma == 0:
             return s.alpha * x_0_hat
-        _, b2, posterior = reverse(t, s)
-        variance = b2 * posterior if self.variance == "fixed_small" else b2
+        small, large = variances(t, s)
+        variance = small if self.variance == "fixed_small" else large
         return posterior_mean(x_t, x_0_hat, t, s).add_(noise(), alpha=math.sqrt(variance))
 
 
-def reverse(t: Rung, s: Rung) -> tuple[float, float, float]:
-    """a = alpha_t/alpha_s, b^2 = sigma_t^2 - a^2 sigma_s^2, and sigma_s^2/sigma_t^2, of the step from t to s."""
-    a = t.alpha / s.alpha
-    return a, t.sigma**2 - (a * s.sigma) ** 2, (s.sigma / t.sigma) ** 2
+NO_VARIANCE = "LearnedDDPM: the denoiser has no variance; train with loss=learned_hybrid, or use sampler=ddpm"
+
+
+class LearnedDDPM(Sampler):
+    """x_s = mean of q(x_s | x_t, x_0_hat) + exp((v log beta + (1 - v) log beta_tilde)/2) z: DDPM with the variance that
+    the network chose between the small and the large one, v in [0, 1] for every value of x_t (Nichol and Dhariwal
+    2021, arXiv:2102.09672, eq. 15, for any two levels). The last step returns the mean.
+
+    Args:
+        spacing, clip: as for Sampler.
+        steps: N; the learned variance pays where N is far below the table's T.
+    """
+
+    def __init__(self, spacing: Spacing, steps: int = 100, clip: float | None = None):
+        super().__init__(spacing, steps, clip)
+
+    def check(self, denoiser: Denoiser) -> None:
+        if not getattr(type(denoiser), "has_variance", False):
+            raise ValueError(NO_VARIANCE)
+
+    def step(
+        self,
+        denoise: Denoise,
+        x_t: Tensor,
+        t: Rung,
+        s: Rung,
+        schedule: Schedule,
+        noise: Callable[[], Tensor],
+        memory: dict[str, Any],
+    ) -> Tensor:
+        x_0_hat, v, _ = denoise.outputs(x_t, t)
+        if v is None:
+            raise ValueError(NO_VARIANCE)
+        if s.sigma == 0:
+            return s.alpha * x_0_hat
+        small, large = variances(t, s)
+        std = (v * (math.log(large / small) / 2) + math.log(small) / 2).exp()
+        return posterior_mean(x_t, x_0_hat, t, s).addcmul_(std, noise())
+
+
+def fresh(t: Rung, s: Rung) -> float:
+    """1 - r_s^2/r_t^2: the share of x_s's noise that x_t and x_0 do not tell, and of x_0_hat in its mean."""
+    return -math.expm1(2 * (t.half_log_snr - s.half_log_snr))
+
+
+def variances(t: Rung, s: Rung) -> tuple[float, float]:
+    """beta_tilde = sigma_s^2 (1 - r_s^2/r_t^2), the variance of q(x_s | x_t, x_0), and
+    beta = beta_tilde (sigma_t/n_t)^2/(sigma_s/n_s)^2, n = sqrt(alpha^2 + sigma^2).
+
+    On neighbouring points of a table n = 1 and beta = 1 - alpha_t^2/alpha_s^2, the paper's. With n, both follow the
+    scale of x_s, so that a walk does not depend on how its levels are scaled.
+    """
+    small = s.sigma**2 * fresh(t, s)
+    share = (math.hypot(s.alpha, s.sigma) / s.sigma) * (t.sigma / math.hypot(t.alpha, t.sigma))
+    return small, small * share**2
 
 
 def posterior_mean(x_t: Tensor, x_0_hat: Tensor, t: Rung, s: Rung) -> Tensor:
     """The mean of q(x_s | x_t, x_0_hat)."""
-    a, b2, posterior = reverse(t, s)
-    return (a * posterior * x_t).add_(x_0_hat, alpha=s.alpha * b2 / t.sigma**2)
+    kept = t.alpha / s.alpha * (s.sigma / t.sigma) ** 2
+    return (kept * x_t).add_(x_0_hat, alpha=s.alpha * fresh(t, s))

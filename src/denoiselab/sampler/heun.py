@@ -1,4 +1,4 @@
-"""Heun's method on the probability-flow ODE."""
+"""Heun's method on the probability-flow ODE, in two of its times."""
 
 from __future__ import annotations
 
@@ -44,5 +44,22 @@ class Heun(Sampler):
             return s.alpha * x_0_t
         euler = ddim(x_t, x_0_t, t, s)
         change = denoise(euler, s) - x_0_t
-        gain = (t.ratio - s.ratio) / s.ratio if t.ratio < RATIO else 1.0
-        return euler.add_(change, alpha=s.alpha * gain / 2)
+        return euler.add_(change, alpha=self.gain(t, s) / 2)
+
+    def gain(self, t: Rung, s: Rung) -> float:
+        """What the DDIM step from t to s gains by a change of its slope, per change of x_0."""
+        bounded = t.ratio < 0.999 * RATIO  # whatever the rounding of pure noise's alpha
+        return s.alpha * ((t.ratio - s.ratio) / s.ratio if bounded else 1.0)
+
+
+class FlowHeun(Heun):
+    """Heun's method in flow time: z_s = z_t + (tau_s - tau_t) (u_t + u_s)/2 for z = x/(alpha + sigma),
+    tau = sigma/(alpha + sigma) and dz/dtau = u = eps_hat - x_0_hat = (z - x_0_hat)/tau.
+
+    These are the straight path's own coordinates (Lipman et al. 2023, arXiv:2210.02747, eq. 20-22), and every other
+    path's by its sigma/alpha. Unlike sigma/alpha they are finite at pure noise, so that any spacing will do.
+    """
+
+    def gain(self, t: Rung, s: Rung) -> float:
+        # u_s - u_t = (x_0_t - x_0_s)/tau_s, and (alpha_s + sigma_s)/tau_s = (alpha_s + sigma_s)^2/sigma_s
+        return (t.flow_time - s.flow_time) * (s.alpha + s.sigma) ** 2 / s.sigma

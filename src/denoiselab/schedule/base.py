@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from functools import cached_property
 from typing import NamedTuple
 
@@ -50,10 +51,22 @@ def log_snr(alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
     return 2 * (alpha_t.clamp_min(sigma_t / RATIO) / sigma_t.clamp_min(alpha_t / RATIO)).log()
 
 
+def crossing(rising: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
+    """The least t in [0, 1] beyond which a rising function exceeds each value, by bisection to float64's precision;
+    1 where it never does."""
+    low, high = torch.zeros_like(value), torch.ones_like(value)
+    for _ in range(60):
+        middle = (low + high) / 2
+        beyond = rising(middle) > value
+        low, high = torch.where(beyond, low, middle), torch.where(beyond, middle, high)
+    return high
+
+
 class Schedule(ExactBuffers):
     """alpha_t and sigma_t as functions of t in [0, 1].
 
-    A subclass writes ``levels(t) -> (alpha_t, sigma_t)`` for any shape of t, with log-SNR strictly decreasing.
+    A subclass writes ``levels(t) -> (alpha_t, sigma_t)`` for any shape of t, with log-SNR strictly decreasing. It may
+    write ``inverse`` too, which samplers call at every step, where there is a closed form.
     """
 
     points: int | None = None
@@ -61,6 +74,12 @@ class Schedule(ExactBuffers):
 
     learns: bool = False
     """Whether training tells it of its losses, by update."""
+
+    anchor: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("anchor", torch.zeros(0), persistent=False)  # is where the module is
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
@@ -77,7 +96,8 @@ class Schedule(ExactBuffers):
     @cached_property
     def earliest(self) -> float:
         """The smallest time to train at or sample from: 0, or where sigma_t/alpha_t = 1e-4 if the schedule goes
-        further (towards a clean level, whose weights would be infinite)."""
+        further (towards a clean level, whose weights would be infinite). Read in every training step, so kept: a
+        schedule that learns must not move it."""
         at_zero = float(self.log_snr(torch.zeros((), dtype=torch.float64, device=self.device)))
         if at_zero <= -2 * math.log(LEAST_RATIO):
             return 0.0
@@ -88,25 +108,30 @@ class Schedule(ExactBuffers):
         return log_snr(*self(t))
 
     def inverse(self, log_snr: Tensor) -> Tensor:
-        """t with that log-SNR, by bisection to float64's precision; clipped to [0, 1] beyond the ends."""
-        target = log_snr.double()
-        low, high = torch.zeros_like(target), torch.ones_like(target)
-        for _ in range(60):
-            middle = (low + high) / 2
-            noisier = self.log_snr(middle) < target
-            low, high = torch.where(noisier, low, middle), torch.where(noisier, middle, high)
-        return high
+        """t with that log-SNR, float64, by bisection to its precision; clipped to [0, 1] beyond the ends."""
+        return crossing(lambda t: -self.log_snr(t), -log_snr.double())
 
     def at(self, log_snr: Tensor) -> Level:
         """The level with that log-SNR."""
         return self(self.inverse(log_snr))
 
     def rate(self, t: Tensor) -> Tensor:
-        """-d log_snr / dt > 0, by automatic differentiation in float64."""
+        """-d log_snr / dt > 0, by automatic differentiation in float64.
+
+        Where sigma_t/alpha_t is beyond [1e-6, 1e6], it is the rate at that bound. So it is finite everywhere, and
+        SNR x rate is 0 at pure noise.
+        """
         with torch.enable_grad():
-            t64 = t.detach().double().requires_grad_()
+            t64 = t.detach().double().clamp(*self._unheld).requires_grad_()
             (slope,) = torch.autograd.grad(self.log_snr(t64).sum(), t64)
         return -slope.to(torch.promote_types(t.dtype, torch.float32))
+
+    @cached_property
+    def _unheld(self) -> tuple[float, float]:
+        """The first and the last time at which sigma_t/alpha_t is within [1e-6, 1e6]."""
+        bound = 2 * math.log(RATIO) - 1e-6
+        first, last = self.inverse(torch.tensor([bound, -bound], dtype=torch.float64, device=self.device)).tolist()
+        return first, last
 
     def update(self, t: Tensor, losses: Tensor, mse: Tensor) -> None:
         """Take in the times, the losses and the mean squared x_0 errors of one optimizer step's global batch, (B,)
@@ -121,4 +146,4 @@ class Schedule(ExactBuffers):
 
     @property
     def device(self) -> torch.device:
-        return next((buffer.device for buffer in self.buffers()), torch.device("cpu"))
+        return self.anchor.device
