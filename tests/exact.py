@@ -20,6 +20,19 @@ from denoiselab.target import Target
 OPTIONS = options()
 
 
+OPEN = {
+    "consistency_distillation": "loss.teacher.ckpt",
+    "progressive": "loss.teacher.ckpt",
+    "autoguidance": "guidance.bad.ckpt",
+}
+"""Options that need another run, and where they are told of it."""
+
+
+def needing(option: str, run: object) -> list[str]:
+    """What must be given beside an option."""
+    return [f"{OPEN[option]}={run}"] if option in OPEN else []
+
+
 def every(*groups: str) -> Callable[[Any], Any]:
     """Parametrize a test by the option names of groups, so that a new file in conf/ is a new test case."""
 

@@ -12,24 +12,12 @@ from denoiselab.compose import compose, conf_dir, options, plain, read_yaml, swe
 from denoiselab.errors import UserError
 from denoiselab.experiment import Parts, identity, resolve
 from denoiselab.run_folder import digest
+from exact import OPEN, needing
 
 GROUPS = options()
 DATA = {"mlp": ["data=8gaussians", "metrics=points"], "8gaussians": ["model=mlp", "metrics=points"]}
 DATA["points"] = ["data=8gaussians", "model=mlp", "metrics=points"]
 ALONE = {group: names for group, names in GROUPS.items() if group not in ("trainer", "logger")}
-
-
-OPEN = {
-    "consistency_distillation": "loss.teacher.ckpt",
-    "progressive": "loss.teacher.ckpt",
-    "autoguidance": "guidance.bad.ckpt",
-}
-"""Options that need another run, and where they are told of it."""
-
-
-def needing(option: str, run: object) -> list[str]:
-    """What must be given beside an option."""
-    return [f"{OPEN[option]}={run}"] if option in OPEN else []
 
 
 @pytest.mark.parametrize(("group", "option"), [(g, o) for g, names in ALONE.items() for o in names])
@@ -161,6 +149,53 @@ def test_a_value_out_of_range_is_refused_before_anything_is_written(line: str, t
     assert str(error.value).startswith(VALUES[line])
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+CONTRADICTIONS = {
+    "target=eps schedule=zero_terminal": ("target: Eps says nothing of x_0 at t = 1 of ZeroTerminal", "target=v"),
+    "target=eps schedule=flow": ("target: Eps says nothing of x_0 at t = 1 of Flow", "target=v"),
+    "loss=simple schedule=gvp": ("target: Eps says nothing of x_0 at t = 1 of GVP", "target=v"),
+    "sampler=ddpm_learned": ("sampler.LearnedDDPM: the denoiser has no variance", "loss=learned_hybrid"),
+    "timesteps=slots timesteps.curve=null": ("timesteps.boundaries=null: slots have no boundaries", "curve=PATH"),
+    "timesteps=slot timesteps.curve=null": ("timesteps.boundaries=null: slots have no boundaries", "curve=PATH"),
+    "timesteps=from_curve timesteps.curve=nowhere.csv": ("timesteps.curve=nowhere.csv: no such file", "CSV"),
+    "timesteps=importance timesteps.floor=0": ("timesteps.floor=0: need a number in (0, 1]", "0.001"),
+    "timesteps=importance timesteps.floor=-1": ("timesteps.floor=-1: need a number in (0, 1]", "0.001"),
+    "timesteps=discrete schedule=vp": ("timesteps=discrete: VP has no points", "timesteps.steps=1000"),
+    "weighting=vlb_beta schedule=edm": ("weighting.schedule=EDM: need a table of points", "vlb"),
+    "loss=consistency target=v": ("loss.target=V: need target=consistency", "sigma_min"),
+    "guidance=interval p_null=0": ("guidance=Interval: with p_null=0", "p_null=0.1"),
+    "guidance=dynamic_threshold p_null=0": ("guidance=DynamicThreshold: with p_null=0", "guidance=none"),
+}
+
+
+@pytest.mark.parametrize("line", CONTRADICTIONS)
+def test_parts_that_contradict_each_other_are_refused_before_anything_is_written(line: str, tmp_path, monkeypatch):
+    from denoiselab.training import Job
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        Job(compose("train", line.split()))
+    begins, works = CONTRADICTIONS[line]
+    assert str(error.value).startswith(begins)
+    assert works in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("guidance", ["cfg", "interval", "rescale", "dynamic_threshold"])
+def test_guidance_without_classes_is_refused(guidance: str):
+    interface = {**Parts(resolve(compose("train", []))).interface, "num_classes": 0}
+    config = resolve(compose("train", [f"guidance={guidance}", *(["guidance.scale=2"] if guidance == "cfg" else [])]))
+    with pytest.raises(UserError, match=r"^guidance=\w+: the model is unconditional[^\n]*guidance=none$"):
+        _ = Parts(config, interface).guidance
+
+
+def test_a_network_of_ones_own_without_the_outputs_that_a_loss_needs_is_refused(monkeypatch):
+    monkeypatch.setattr("denoiselab.models.MLP.__init__", lambda self, shape, num_classes=0, width=8, depth=1: None)
+    config = resolve(compose("train", ["data=8gaussians", "model=mlp", "metrics=points", "loss=learned_hybrid"]))
+    with pytest.raises(UserError, match=r"^model: denoiselab.models.MLP has no argument outputs, [^\n]* 2 tensors"):
+        _ = Parts(config).model
 
 
 def test_the_global_batch_must_divide():

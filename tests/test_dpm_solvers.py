@@ -27,6 +27,9 @@ OWN = [*SINGLESTEP, *MULTISTEP, *UNIPC, *SDE]
 
 
 def option(name: str, steps: int, spacing: str = "log_snr", **arguments) -> Sampler:
+    """As published: with no bound on how far estimates are extrapolated, unless one is given."""
+    if name in (*MULTISTEP, *UNIPC, "dpmpp_2m_sde", "dpmpp_3m_sde"):
+        arguments.setdefault("reach", math.inf)
     return make("sampler", name, spacing=make("spacing", spacing), steps=steps, clip=None, **arguments)
 
 
@@ -159,6 +162,22 @@ def test_a_walk_costs_what_it_says(steps):
         found(denoiser, Linear(), normals(1, 1))
         each = SINGLESTEP.get(name, 2 if name == "dpmpp_sde" else 1)
         assert calls == found.nfe == each * (steps - 1) + 1
+
+
+@pytest.mark.parametrize("name", [*MULTISTEP, *UNIPC])
+def test_no_step_extrapolates_beyond_its_reach(name):
+    """Where steps are even in lambda the bound changes nothing; where the last one is long it saves the walk."""
+    x, levels = normals(64, 2), make("schedule", "flow")
+
+    def final(spacing: str, **arguments) -> tuple[Tensor, float]:
+        found = option(name, 20, spacing, **arguments)
+        first, *_, last, _ = found.levels(levels)
+        *_, state, _ = found.walk(triangle(), levels, x)
+        return state.x_t, rms(state.x_t - solve(triangle(), first.sigma * x, first, last, 1500))
+
+    assert torch.equal(final("log_snr")[0], final("log_snr", reach=2.0)[0])
+    published, bounded = final("linspace")[1], final("linspace", reach=2.0)[1]
+    assert bounded < min(published / (5 if name.startswith("dpmpp") else 1), 0.02)
 
 
 def test_short_walks_end_with_fewer_estimates():
@@ -359,14 +378,20 @@ def test_diffusers_has_a_wrong_sign_in_its_third_order_stochastic_step():
 @pytest.mark.parametrize("p", [1, 2, 3])
 def test_diffusers_walks_the_same_unipc_walk(name, kind, p, betas, steps):
     reference, levels = theirs("UniPCMultistepScheduler", betas, steps, solver_order=p, solver_type=kind)
-    x = levels[0].sigma * normals(16, 2).float()
-    ours, others = walk(option(name, steps, p=p), triangle(), levels, x), their_path(reference, levels, x)
-    assert apart(ours[:-1], others[:-1]) <= 1e-5
+    x, asked = levels[0].sigma * normals(16, 2).float(), []
+
+    def denoiser(x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
+        asked.append(x_t)
+        return triangle()(x_t, alpha_t, sigma_t)
+
+    *_, sample = walk(option(name, steps, p=p), denoiser, levels, x)
+    *others, their_sample = their_path(reference, levels, x)
+    assert apart(asked, others) <= 1e-5  # their states are the predicted ones, ours the corrected
     if kind == "bh1":  # B(h) = h is infinite on the last step, and theirs not a number
-        assert others[-1].isnan().all()
-        assert torch.equal(ours[-1], Denoise(triangle())(ours[-2], levels[-2]))
+        assert their_sample.isnan().all()
+        assert torch.equal(sample, Denoise(triangle())(asked[-1], levels[-2]))
     else:
-        assert apart(ours[-1:], others[-1:]) <= 1e-5
+        assert apart([sample], [their_sample]) <= 1e-5
 
 
 def test_unipc_depends_on_its_b_of_h_only_where_there_are_two_estimates():

@@ -19,7 +19,7 @@ from denoiselab.errors import UserError
 from denoiselab.experiment import Parts, resolve
 from denoiselab.sampler import LogSNR
 from denoiselab.training import Job
-from exact import normals, rms, triangle
+from exact import make, normals, rms, triangle
 
 ROOT = Path(__file__).parents[1]
 LAB = ROOT / "tests" / "examples" / "mylab"
@@ -76,6 +76,34 @@ def test_links_lead_somewhere(page):
         headings = re.findall(r"^#+ (.+)$", target.read_text(), re.M) if heading else []
         anchors = {re.sub(r"[^\w\- ]", "", words.lower()).replace(" ", "-") for words in headings}
         assert not heading or heading in anchors, link
+
+
+MATHEMATICS = (ROOT / "docs" / "mathematics.md").read_text()
+AXES = {"schedule", "target", "weighting", "loss", "timesteps", "sampler", "spacing", "guidance"}
+
+
+def table(heading: str) -> list[list[str]]:
+    """The cells of a section's rows, option names first."""
+    section = re.split(r"^## ", MATHEMATICS, flags=re.M)
+    (found,) = [part for part in section if part.lower().startswith(heading)]
+    return [line.strip("| ").split(" | ") for line in found.splitlines() if line.startswith("| `")]
+
+
+@pytest.mark.parametrize("group", sorted(AXES))
+def test_the_mathematics_lists_every_option_and_no_other(group):
+    heading = group if group in ("timesteps", "guidance") else "losses" if group == "loss" else f"{group}s"
+    assert sorted(re.findall(r"`(\w+)`", " ".join(row[0] for row in table(heading)))) == sorted(options()[group])
+
+
+def test_the_table_of_samplers_says_their_orders_and_calls():
+    for cells in table("samplers"):
+        names, _, orders, calls = ([part.strip(" `") for part in cell.split(", ")] for cell in cells)
+        for i, name in enumerate(names):
+            found, order, formula = make("sampler", name, steps=10), orders[i % len(orders)], calls[i % len(calls)]
+            if order != "stochastic":
+                assert str(found.order) == order.replace("by tolerance", "None"), name
+            n = None if formula == "counted" else eval(re.sub(r"(\d)N", r"\1 * N", formula), {"N": 10})
+            assert found.nfe == n, name
 
 
 def test_the_page_shows_every_file_as_it_is():

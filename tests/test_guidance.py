@@ -670,5 +670,5 @@ def test_a_classifier_of_data_without_labels_is_refused_in_a_line():
 
 @pytest.mark.parametrize("name", ["interval", "rescale", "dynamic_threshold"])
 def test_guidance_that_stands_on_the_null_label_is_refused_where_it_was_never_trained(name):
-    with pytest.raises(UserError, match=r"^guidance\.scale=[^\n]*p_null=0[^\n]*$"):
+    with pytest.raises(UserError, match=r"^guidance=\w+: [^\n]*p_null=0[^\n]*$"):
         _ = parts(f"guidance={name}", "p_null=0").guidance

@@ -7,6 +7,7 @@ import pytest
 from denoiselab import trust
 from denoiselab.compose import compose, options, plain
 from denoiselab.errors import UserError
+from exact import needing
 
 BYPASSES = [
     *("os.system", "builtins.eval", "subprocess.Popen", "posix.system", "torch.load", "torch.hub.load", "numpy.load"),
@@ -44,6 +45,7 @@ def test_every_shipped_configuration_passes():
     for group, names in options().items():
         for name in names:
             overrides = ["data=8gaussians", "model=mlp", "metrics=points"] if name in ("8gaussians", "mlp") else []
+            overrides += needing(name, "a")
             trust.check(plain(compose("train", [f"{group}={name}", *overrides])), f"{group}={name}")
 
 

@@ -6,7 +6,6 @@ A target is its one method ``coefficients(alpha_t, sigma_t) -> (a_t, b_t)``, hom
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, ones_like, zeros_like
 
 

@@ -53,6 +53,9 @@ class Rung(NamedTuple):
         return Level(*(torch.full(shape, value, dtype=x.dtype, device=x.device) for value in self))
 
 
+NOISE = 1e3
+"""sigma/alpha beyond which x_t is noise: eps_hat, in float32, says nothing of x_0 any more."""
+
 CLEAN = Rung(1.0, 0.0)
 """The level that every walk ends at."""
 

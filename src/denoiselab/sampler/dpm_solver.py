@@ -113,7 +113,7 @@ class DPMSolver2M(Multistep):
         if s.sigma == 0:
             return s.alpha * x_0_hat
         eps_hat = (x_t / t.sigma).sub_(x_0_hat, alpha=t.alpha / t.sigma)
-        estimates = self.latest(memory, t, eps_hat)
+        estimates = self.latest(memory, t, s, eps_hat)
         _, *earlier = self.weights(t, s, estimates, rate=-1)
         x_s = ddim(x_t, x_0_hat, t, s).sub_(eps_hat, alpha=s.sigma * sum(earlier))
         for w, each in zip(earlier, estimates[1:], strict=True):

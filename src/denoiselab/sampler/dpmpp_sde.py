@@ -27,14 +27,16 @@ class DPMpp2MSDE(Multistep):
     N calls and N - 1 draws.
 
     Args:
-        spacing, steps, clip: as for Sampler.
+        spacing, steps, clip, reach: as for Multistep.
         eta: noise put in, >= 0; 0 is DPMpp2M, 1 the reverse SDE, of which DDPM is the first-order walk.
     """
 
     rules = (constant, midpoint)
 
-    def __init__(self, spacing: Spacing, steps: int = 20, clip: float | None = None, eta: float = 1.0):
-        super().__init__(spacing, steps, clip)
+    def __init__(
+        self, spacing: Spacing, steps: int = 20, clip: float | None = None, eta: float = 1.0, reach: float = 2.0
+    ):
+        super().__init__(spacing, steps, clip, reach)
         if not 0 <= eta < math.inf:
             raise ValueError(f"eta={eta}: need a finite number >= 0; 0 is deterministic")
         self.eta = eta
@@ -52,7 +54,7 @@ class DPMpp2MSDE(Multistep):
         x_0_hat = denoise(x_t, t)
         if s.sigma == 0:
             return s.alpha * x_0_hat
-        estimates = self.latest(memory, t, x_0_hat)
+        estimates = self.latest(memory, t, s, x_0_hat)
         eta_h = self.eta * (s.half_log_snr - t.half_log_snr)
         x_s = (s.sigma / t.sigma * math.exp(-eta_h)) * x_t
         for w, each in zip(self.weights(t, s, estimates, rate=1 + self.eta), estimates, strict=True):

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from denoiselab.sampler.base import Denoise, Rung, Sampler
+from denoiselab.sampler.spacing import Spacing
 from denoiselab.schedule import Schedule
 
 
@@ -100,6 +101,15 @@ class Multistep(Sampler):
     The first steps have fewer estimates. So have, in walks of fewer than ``few`` steps, the last ones: one on the step
     onto the clean level, two on the step before (as in the code of arXiv:2211.01095). The step onto the clean level
     is x_0_hat in any walk, h being infinite there.
+
+    A step that is more than ``reach`` times as long as those between its estimates has fewer of them, too. Spacings
+    that are even in t end with such steps in lambda, and a line, not to speak of a parabola, leads nowhere there: on
+    the linear schedule with spacing linspace and N = 20, 2M's error falls from 0.10 to 0.04 by it, 3M's from 0.48 to
+    0.04; on the straight path 2M's from 0.073 to 0.005 (Gaussian mixture with an exact score).
+
+    Args:
+        spacing, steps, clip: as for Sampler.
+        reach: > 0; infinite for the methods as they were published.
     """
 
     rules: tuple[Rule, ...]
@@ -107,6 +117,12 @@ class Multistep(Sampler):
 
     few: float = 15
     """Walks of fewer steps end with fewer estimates."""
+
+    def __init__(self, spacing: Spacing, steps: int = 20, clip: float | None = None, reach: float = 2.0):
+        super().__init__(spacing, steps, clip)
+        if not reach > 0:
+            raise ValueError(f"reach={reach}: need a number > 0, such as 2, or .inf for no bound")
+        self.reach = reach
 
     @property
     def most(self) -> int:
@@ -126,14 +142,18 @@ class Multistep(Sampler):
         x_0_hat = denoise(x_t, t)
         if s.sigma == 0:
             return s.alpha * x_0_hat
-        return self.advance(x_t, t, s, self.latest(memory, t, x_0_hat))
+        return self.advance(x_t, t, s, self.latest(memory, t, s, x_0_hat))
 
-    def latest(self, memory: dict[str, Any], t: Rung, value: Tensor) -> list[Estimate]:
-        """The estimates to use on the step from t, a new one first."""
+    def latest(self, memory: dict[str, Any], t: Rung, s: Rung, value: Tensor) -> list[Estimate]:
+        """The estimates to use on the step from t to s, a new one first."""
         taken = memory.get("taken", 0)
         found = [Estimate(t.half_log_snr, value), *memory.get("estimates", ())][: self.most]
         memory.update(taken=taken + 1, estimates=found)
-        return found[: max(1, self.steps - taken)] if self.steps < self.few else found
+        most = max(1, self.steps - taken) if self.steps < self.few else self.most
+        h, n = s.half_log_snr - t.half_log_snr, 1
+        while n < min(most, len(found)) and h <= self.reach * (t.half_log_snr - found[n].half_log_snr) / n:
+            n += 1
+        return found[:n]
 
     def weights(self, t: Rung, s: Rung, estimates: Sequence[Estimate], rate: float = 1.0) -> list[float]:
         """The weights of estimates in the integral from t to s, whose exponential is e^(rate lambda)."""

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from denoiselab.sampler.base import Denoise, Rung, Sampler
+from denoiselab.sampler.base import NOISE, Denoise, Rung, Sampler
 from denoiselab.sampler.ddim import ddim
-from denoiselab.schedule import RATIO, Schedule
+from denoiselab.schedule import Schedule
 
 
 class Heun(Sampler):
@@ -17,10 +17,10 @@ class Heun(Sampler):
     arXiv:2206.00364, algorithm 1, for any alpha_t).
 
     In y = x/alpha, r = sigma/alpha: y_s = y_t + (r_s - r_t) (eps_t + eps_s)/2, which is the DDIM step plus
-    alpha_s (r_t - r_s)/(2 r_s) (x_0_s - x_0_t). From pure noise, where r_t is infinite, it is the DDIM step with the
-    mean of both ends' x_0 instead. The step onto the clean level is DDIM's, so N steps cost 2N - 1 network calls. It
-    wants a spacing that is dense near the clean end and starts at a bounded r: Karras's, which ``sampler=heun``
-    brings along.
+    alpha_s (r_t - r_s)/(2 r_s) (x_0_s - x_0_t). From levels beyond r = 1,000, where such steps lead nowhere, the
+    trapezoid is taken in 1/r instead: the DDIM step with the mean of both ends' x_0, which divides by r_t, not by r_s.
+    The step onto the clean level is DDIM's, so N steps cost 2N - 1 network calls. It wants a spacing that is dense near
+    the clean end and starts at a bounded r: Karras's, which ``sampler=heun`` brings along.
     """
 
     order = 2
@@ -48,8 +48,7 @@ class Heun(Sampler):
 
     def gain(self, t: Rung, s: Rung) -> float:
         """What the DDIM step from t to s gains by a change of its slope, per change of x_0."""
-        bounded = t.ratio < 0.999 * RATIO  # whatever the rounding of pure noise's alpha
-        return s.alpha * ((t.ratio - s.ratio) / s.ratio if bounded else 1.0)
+        return s.alpha * (t.ratio - s.ratio) / (t.ratio if t.ratio > NOISE else s.ratio)
 
 
 class FlowHeun(Heun):

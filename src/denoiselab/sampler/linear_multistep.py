@@ -9,16 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from denoiselab.sampler.base import Denoise, Rung, Sampler
+from denoiselab.sampler.base import NOISE, Denoise, Rung, Sampler
 from denoiselab.sampler.ddim import ddim
 from denoiselab.sampler.exponential import Estimate, Multistep, weights
+from denoiselab.sampler.spacing import Spacing
 from denoiselab.schedule import Schedule
 
 EQUAL_STEPS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -4 / 3, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -3 / 8))
 """Adams and Bashforth's weights of the last one to four slopes, the latest first."""
-
-NOISE = 1e3
-"""sigma/alpha beyond which x_t is noise: eps_hat, in float32, says nothing of x_0 any more."""
 
 
 class PNDM(Sampler):
@@ -90,6 +88,9 @@ class AB4(Multistep):
     """
 
     order = 4
+
+    def __init__(self, spacing: Spacing, steps: int = 20, clip: float | None = None):
+        super().__init__(spacing, steps, clip, reach=math.inf)
 
     @property
     def most(self) -> int:

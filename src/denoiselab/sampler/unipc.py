@@ -31,19 +31,18 @@ class UniPC(Multistep):
     The weights solve the paper's system R_p(h) a_p B(h) = phi_p(h), that is, they have exact moments, whatever B(h) is.
     Only where there are two estimates did the authors set a_1 = 1/2, so that B(h) matters: in UniP-2 and UniC-1.
 
-    A walk's order is p + 1, but at most 3: first and last steps have fewer estimates. A walk's states are the predicted
-    ones, each corrected as the next step begins.
+    A walk's order is p + 1, but at most 3: first and last steps have fewer estimates.
 
     Args:
-        spacing, steps, clip: as for Sampler.
+        spacing, steps, clip, reach: as for Multistep.
         p: estimates of the predictor, 1 to 3; 2 suits guided walks, 3 unguided ones.
     """
 
     rules: tuple[Rule, ...] = (constant, midpoint, quadratic, cubic)
     few = float("inf")
 
-    def __init__(self, spacing: Spacing, steps: int = 20, clip: float | None = None, p: int = 2):
-        super().__init__(spacing, steps, clip)
+    def __init__(self, spacing: Spacing, steps: int = 20, clip: float | None = None, p: int = 2, reach: float = 2.0):
+        super().__init__(spacing, steps, clip, reach)
         if p not in (1, 2, 3):
             raise ValueError(f"p={p}: need 1, 2 or 3")
         self.p = p
@@ -66,15 +65,12 @@ class UniPC(Multistep):
         noise: Callable[[], Tensor],
         memory: dict[str, Any],
     ) -> Tensor:
-        x_0_hat = denoise(x_t, t)
+        x_0_hat = memory["told"] if "told" in memory else denoise(x_t, t)
         if s.sigma == 0:
             return s.alpha * x_0_hat
-        if "start" in memory:
-            x_u, u, estimates = memory["start"]
-            x_t = self.advance(x_u, u, t, [*estimates, Estimate(t.half_log_snr, x_0_hat)])
-        estimates = self.latest(memory, t, x_0_hat)
-        memory["start"] = x_t, t, estimates
-        return self.advance(x_t, t, s, estimates)
+        estimates = self.latest(memory, t, s, x_0_hat)
+        memory["told"] = denoise(self.advance(x_t, t, s, estimates), s)
+        return self.advance(x_t, t, s, [*estimates, Estimate(s.half_log_snr, memory["told"])])
 
 
 class UniPCB1(UniPC):

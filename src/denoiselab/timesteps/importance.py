@@ -33,6 +33,7 @@ class Importance(Stratified):
     count: Tensor
     """(T,), of all losses that a cell ever had."""
     p: Tensor
+    cells: Tensor
     edges: Tensor
 
     def __init__(
@@ -57,6 +58,7 @@ class Importance(Stratified):
         self.register_buffer("losses", torch.zeros(cells, history, dtype=torch.float64))
         self.register_buffer("count", torch.zeros(cells, dtype=torch.int64))
         self.register_buffer("p", torch.full((cells,), 1 / cells, dtype=torch.float64))
+        self.register_buffer("cells", torch.arange(cells + 1), persistent=False)
         self.register_buffer("edges", torch.linspace(0, 1, cells + 1, dtype=torch.float64), persistent=False)
 
     def icdf(self, u: Tensor, schedule: Schedule) -> Tensor:
@@ -74,14 +76,13 @@ class Importance(Stratified):
         """Append each loss to its cell's, in the order of the batch, and let go of the cell's oldest."""
         cells, history = self.losses.shape
         index, order = cell(t, cells).sort(stable=True)
-        ends = torch.searchsorted(index, torch.arange(cells + 1, device=index.device))
+        ends = torch.searchsorted(index, self.cells)
         first, number = ends[:-1, None], ends.diff()[:, None]  # of each cell's new losses, (T, 1)
-        new = losses.double()[order]
         # The last `history` of a cell's old losses followed by its new ones: those from position `number` on.
         position = torch.arange(history, device=index.device) + number
-        kept = self.losses.gather(1, position.clamp_max(history - 1))
-        added = new[(first + position - history).clamp(0, len(new) - 1)]
-        self.losses.copy_(torch.where(position < history, kept, added))
+        old, new = history * self.cells[:-1, None], self.losses.numel() - history + first
+        every = torch.cat([self.losses.flatten(), losses.double()[order]])
+        self.losses.copy_(every[position + torch.where(position < history, old, new)])
         self.count += number[:, 0]
         size = self.size(self.losses)
         p = (1 - self.floor) * size / size.sum() + self.floor / cells
