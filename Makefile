@@ -26,10 +26,13 @@ pictures: demo
 	  cp $$run/pictures/guidance_sweep_00001150.png docs/pictures/guidance_sweep.png && \
 	  cp $$run/pictures/sample_grid_00001150.png docs/pictures/samples.png
 	$(BIN)/python scripts/draw_architecture.py
+	$(BIN)/python scripts/draw_weightings.py
 
-# Training, alternating with a bare PyTorch loop in one run.
+# Training against a bare PyTorch loop, sampler arithmetic against diffusers, the importance sampler against a loop.
 bench: .venv/installed
 	$(BIN)/python scripts/bench_overhead.py --output docs/benchmarks/overhead_cpu.json
+	$(BIN)/python scripts/bench_samplers.py --output docs/benchmarks/samplers_cpu.json
+	$(BIN)/python scripts/bench_importance.py --output docs/benchmarks/importance_cpu.json
 
 # What takes minutes: kill -9 at many points, each compared bit for bit.
 proofs: .venv/installed

@@ -155,7 +155,7 @@ CONTRADICTIONS = {
     "target=eps schedule=zero_terminal": ("target: Eps says nothing of x_0 at t = 1 of ZeroTerminal", "target=v"),
     "target=eps schedule=flow": ("target: Eps says nothing of x_0 at t = 1 of Flow", "target=v"),
     "loss=simple schedule=gvp": ("target: Eps says nothing of x_0 at t = 1 of GVP", "target=v"),
-    "sampler=ddpm_learned": ("sampler.LearnedDDPM: the denoiser has no variance", "loss=learned_hybrid"),
+    "sampler=ddpm_learned": ("sampler: LearnedDDPM needs a variance", "loss=learned_hybrid"),
     "timesteps=slots timesteps.curve=null": ("timesteps.boundaries=null: slots have no boundaries", "curve=PATH"),
     "timesteps=slot timesteps.curve=null": ("timesteps.boundaries=null: slots have no boundaries", "curve=PATH"),
     "timesteps=from_curve timesteps.curve=nowhere.csv": ("timesteps.curve=nowhere.csv: no such file", "CSV"),
@@ -164,6 +164,8 @@ CONTRADICTIONS = {
     "timesteps=discrete schedule=vp": ("timesteps=discrete: VP has no points", "timesteps.steps=1000"),
     "weighting=vlb_beta schedule=edm": ("weighting.schedule=EDM: need a table of points", "vlb"),
     "loss=consistency target=v": ("loss.target=V: need target=consistency", "sigma_min"),
+    "loss=hybrid weighting=min_snr": ("weighting=min_snr: the loss Hybrid does not use a weighting", "loss=simple"),
+    "loss=mixed target=eps": ("target=eps: the loss Mixed does not use a target", "loss=simple"),
     "guidance=interval p_null=0": ("guidance=Interval: with p_null=0", "p_null=0.1"),
     "guidance=dynamic_threshold p_null=0": ("guidance=DynamicThreshold: with p_null=0", "guidance=none"),
 }

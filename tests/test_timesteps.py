@@ -336,8 +336,8 @@ class TestDensities:
     def test_lognormal_is_the_same_over_levels_on_every_schedule(self, schedule):
         """Between the schedule's ends; what lies beyond is at the ends."""
         levels, u = one("schedule", schedule), middles(2000)
-        t = one("timesteps", "lognormal").icdf(u, levels)
-        log_sigma = -1.2 + 1.2 * torch.special.ndtri(u)
+        t = make("timesteps", "lognormal", sigma_data=0.8).icdf(u, levels)
+        log_sigma = -1.2 + math.log(0.8 / 0.5) + 1.2 * torch.special.ndtri(u)
         ends = -levels.log_snr(torch.tensor([0.0, 1.0], dtype=torch.float64)) / 2
         inside = (log_sigma > ends[0] + 1e-3) & (log_sigma < ends[1] - 1e-3)
         assert inside.sum() > 1000

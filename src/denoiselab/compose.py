@@ -165,9 +165,10 @@ def read_yaml(text: str, source: str) -> dict[str, Any]:
 
 def nearest(name: str, valid: Sequence[str], what: str = "known") -> str:
     """The end of an error: the nearest valid name and the choice."""
+    valid = sorted(option for option in valid if not option.startswith("_"))
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]}? " if close else ""
-    return f"{hint}{what}: {', '.join(sorted(valid))}"
+    return f"{hint}{what}: {', '.join(valid) or 'none'}"
 
 
 def _parse(overrides: Sequence[str]) -> list[tuple[str, Any]]:

@@ -22,7 +22,7 @@ class Consistency(Target):
     There y tells nothing of x_0, so its coefficients and its precision are held where r - r_min = 1e-4.
 
     Args:
-        sigma_data: the standard deviation of x_0, > 0.
+        sigma_data: the root mean square of x_0, > 0.
         sigma_min: r_min, in units of sigma_t/alpha_t, > 0.
 
     >>> import torch
@@ -55,9 +55,10 @@ class Consistency(Target):
         return (x_t - alpha_t * self.to_x_0(y, x_t, alpha_t, sigma_t)) / sigma_t
 
     def precision(self, alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
-        """1/c_out^2."""
+        """1/c_out^2; 0 from r_min down, where the answer of a network changes nothing."""
         away, norm, scale = self._parts(alpha_t, sigma_t, LEAST_RATIO)
-        return (norm / (scale * away)) ** 2
+        free = sigma_t > self.sigma_min * alpha_t
+        return torch.where(free, (norm / (scale * away)) ** 2, 0.0)
 
     def _parts(self, alpha_t: Tensor, sigma_t: Tensor, least: float = 0.0) -> tuple[Tensor, Tensor, float]:
         """alpha_t (r - r_min), at least alpha_t times least; alpha_t sqrt(s_d^2 + r^2); s_d."""

@@ -24,7 +24,7 @@ class Outputs(NamedTuple):
 class Denoiser(nn.Module):
     """x_0_hat(x_t, alpha_t, sigma_t) = target.to_x_0(net(c_in x_t, c_noise)).
 
-    c_in = 1/sqrt(alpha_t^2 sigma_data^2 + sigma_t^2) gives the network inputs of unit variance at every level, and
+    c_in = 1/sqrt(alpha_t^2 sigma_data^2 + sigma_t^2) gives the network inputs of unit mean square at every level, and
     c_noise = log(sigma_t/alpha_t)/4 is all it learns of the level (Karras et al. 2022, arXiv:2206.00364, table 1,
     written for any alpha_t). It never sees t, a schedule or a step count, so one trained network can be sampled
     along any schedule.
@@ -33,11 +33,14 @@ class Denoiser(nn.Module):
         net: ``net(x, c_noise, **cond) -> y``, x of shape (B, C, ...), c_noise of shape (B,), y of shape
             (B, net_outputs C, ...).
         target: what y means.
-        sigma_data: the standard deviation of x_0, > 0.
+        sigma_data: the root mean square of x_0, > 0.
     """
 
     net_outputs: ClassVar[int] = 1
     """How many tensors like x the network returns, stacked along its channels."""
+
+    has_target: ClassVar[bool] = True
+    """Whether the run's target is what its network predicts."""
 
     has_variance: ClassVar[bool] = False
     """Whether it says the variance of a reverse step."""

@@ -180,8 +180,13 @@ class Parts:
         return self.denoiser_class.net_outputs
 
     @property
+    def bins(self) -> int | None:
+        """The levels that the data's values have."""
+        return self.data.bins
+
+    @property
     def sigma_data(self) -> float:
-        """The standard deviation of x_0."""
+        """The root mean square of x_0."""
         return self.codec.sigma_data
 
     @cached_property
@@ -272,6 +277,21 @@ class Parts:
         self.make("ema", model=self.denoiser)
         self.callbacks(self.folder or Path())
 
+    def check_used(self, overrides: list[str]) -> None:
+        """Refuse to be asked for a weighting or a target that the loss does not look at."""
+        from hydra.utils import get_class
+
+        loss = self.config["loss"]["_target_"]
+        used = {
+            "weighting": "weighting" in inspect.signature(get_class(loss)).parameters,
+            "target": self.denoiser_class.has_target,
+        }
+        for line in overrides:
+            group = line.lstrip("+~").partition("=")[0].partition(".")[0]
+            if not used.get(group, True):
+                name = loss.rpartition(".")[2]
+                raise UserError(f"{line}: the loss {name} does not use a {group}; leave it out, or take loss=simple")
+
     def _check_pure_noise(self) -> None:
         """Where alpha = 0 at t = 1, the target must still say something of x_0."""
         alpha, sigma = self.schedule(torch.ones((), dtype=torch.float64, device=self.schedule.device))
@@ -293,9 +313,12 @@ class Parts:
         sampler, schedule = self.sampler, self.schedule
         try:
             sampler.levels(schedule)
-            sampler.check(denoiser)
         except ValueError as error:
             raise UserError(f"sampler.{_one_line(error)}") from None
+        try:
+            sampler.check(denoiser)
+        except ValueError as error:
+            raise UserError(f"sampler: {_one_line(error)}") from None
 
     def callbacks(self, folder: Path) -> list[Any]:
         """The optional callbacks, in the order of their file."""
@@ -304,7 +327,7 @@ class Parts:
 
 
 SHARED = {
-    *("data", "codec", "shape", "num_classes", "sigma_data", "outputs", "schedule", "target", "weighting"),
+    *("data", "codec", "shape", "num_classes", "bins", "sigma_data", "outputs", "schedule", "target", "weighting"),
     *("timesteps", "spacing", "sampler", "guidance", "denoiser"),
 }
 """The parts that a constructor may ask for by name."""

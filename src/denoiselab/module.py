@@ -112,9 +112,9 @@ class Diffusion(pl.LightningModule):
         loss = (w * losses).mean()
         self._watch(loss)
         if self.timesteps.learns or self.schedule.learns:
-            self.seen.append((t.detach().flatten(), losses.detach(), parts["mse"]))
+            self.seen.append((parts.get("t", t.flatten()), losses.detach(), parts["mse"]))
         self.micro += 1
-        return {"loss": loss, "t": t.detach(), "parts": parts}
+        return {"loss": loss, "t": parts.get("t", t.flatten()), "parts": parts}
 
     def _watch(self, value: Tensor) -> None:
         """Remember, on the device, the first step at which the loss or the gradient was not finite."""

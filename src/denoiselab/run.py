@@ -83,7 +83,10 @@ def frozen(ckpt: str, weights: str = "ema") -> Denoiser:
         ckpt: a run directory or a .ckpt file.
         weights: ema or raw.
     """
-    return load(ckpt, weights).denoiser.requires_grad_(False)
+    try:
+        return load(ckpt, weights).denoiser.requires_grad_(False)
+    except CheckpointError as error:
+        raise CheckpointError(f"ckpt={error}") from None
 
 
 def by_content(node: Any) -> Any:

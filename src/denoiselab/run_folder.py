@@ -50,6 +50,8 @@ def slug(identity: dict[str, Any]) -> str:
     """A run directory's name: its classes and seed for people, its hash for certainty."""
     groups = ("data", "model", "schedule", "target", "weighting", "timesteps")
     names = [str(identity[group]["_target_"]).rpartition(".")[2].lower() for group in groups]
+    loss = str(identity["loss"]["_target_"]).rpartition(".")[2].lower()
+    names += [loss] if loss != "weightedloss" else []
     return "-".join([*names, f"s{identity['seed']}", digest(identity)])
 
 

@@ -109,12 +109,12 @@ class Flow(Target):
 
 class EDM(Target):
     """y = (sigma_t/s_d x_0 - alpha_t s_d eps) / sqrt(alpha_t^2 s_d^2 + sigma_t^2), s_d = sigma_data: what EDM's
-    network F regresses, of unit variance at every level and uncorrelated with x_t (Karras et al. 2022,
+    network F regresses, of unit mean square at every level and uncorrelated with x_t (Karras et al. 2022,
     arXiv:2206.00364, eq. 8 and table 1, written for any alpha_t). Its MSE weighs the x_0 error by
     SNR + 1/sigma_data^2, EDM's lambda. With sigma_data = 1 it is -v.
 
     Args:
-        sigma_data: the standard deviation of x_0, > 0.
+        sigma_data: the root mean square of x_0, > 0.
 
     >>> import torch
     >>> EDM(sigma_data=0.5).precision(torch.tensor(0.8), torch.tensor(0.6))     # SNR + 4

@@ -64,6 +64,7 @@ class Job:
         config = self.config
         parts = Parts(config)
         parts.check()
+        parts.check_used(composed.overrides)
         self.start = _initial(config, parts.schedule) if config["init_from"] else None
         sha = f"{config['init_weights']}:{checkpoint.sha256(self.start)}" if self.start else None
         self.identity = identity(by_content(config), sha)

@@ -106,7 +106,7 @@ class EDM(Weighting):
     arXiv:2206.00364, table 1): the plain MSE of EDM's F, for every target.
 
     Args:
-        sigma_data: the standard deviation of x_0, > 0.
+        sigma_data: the root mean square of x_0, > 0.
     """
 
     def __init__(self, sigma_data: float = 1.0):
@@ -266,7 +266,7 @@ class Uncertainty(ExactBuffers, Weighting):
     float32 under every precision, and are forgotten after training.
 
     Args:
-        sigma_data: the standard deviation of x_0, > 0.
+        sigma_data: the root mean square of x_0, > 0.
         channels: number of features, >= 1.
         base: w_t; EDM's if none is given.
     """
@@ -312,7 +312,9 @@ def points_of(schedule: Schedule) -> int:
         ValueError: the schedule has no points.
     """
     if schedule.points is None:
-        raise ValueError(f"schedule={type(schedule).__name__}: need a table of points, such as linear; or use vlb")
+        raise ValueError(
+            f"schedule={type(schedule).__name__}: need a table of points, such as schedule=linear; or use weighting=vlb"
+        )
     return schedule.points
 
 

@@ -51,6 +51,8 @@ class Data:
 
     shape: tuple[int, ...]
     num_classes: int = 0
+    bins: int | None = None
+    """Values are this many equally spaced levels from -1 to 1; None for real values."""
     codec: Codec
     train: Samples
     held_out: Samples

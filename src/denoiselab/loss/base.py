@@ -23,7 +23,7 @@ class Loss(nn.Module):
         self, denoiser: Denoiser, schedule: Schedule, x_0: Tensor, eps: Tensor, t: Tensor, **cond: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """(loss, parts): loss of shape (B,) with its graph; parts detached, shape (B,), always with ``mse``, the
-        mean squared x_0 error.
+        mean squared x_0 error, and with ``t`` where the network was asked at other times than those given.
 
         Args:
             x_0, eps: data and standard normal noise, (B, ...).

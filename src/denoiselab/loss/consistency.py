@@ -258,7 +258,8 @@ class ConsistencyTraining(Loss):
             aim = self.cleaner(x_0, eps, x, r, r_noisier, **cond)
             aim = self.target_network.of(denoiser)(aim, one, r, **cond)
         error = (found.detach() - x_0).square().flatten(1).mean(1)
-        return self.distance(found - aim) / gap, {"mse": error}
+        at = schedule.inverse(-2 * high.log()).flatten().to(t.dtype)
+        return self.distance(found - aim) / gap, {"mse": error, "t": at}
 
 
 class ConsistencyDistillation(ConsistencyTraining):

@@ -73,7 +73,8 @@ class Progressive(ExactBuffers, Loss):
         found = denoiser(x_t, *start, **cond)
         error = (found - aim).square().flatten(1).mean(1)
         loss = self.weighting.apply(error, *(value.flatten() for value in (*start, schedule.rate(t).to(dtype))))
-        return loss, {"mse": (found.detach() - x_0).square().flatten(1).mean(1)}
+        mse = (found.detach() - x_0).square().flatten(1).mean(1)
+        return loss, {"mse": mse, "t": t.flatten().to(mse.dtype)}
 
     def level(self, schedule: Schedule, index: Tensor, dtype: torch.dtype) -> Level:
         """The level of an index among the times, the clean one at -1."""

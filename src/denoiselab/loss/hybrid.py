@@ -27,7 +27,7 @@ class Hybrid(Loss):
         target: the run's.
         scale: share of the weighted MSE, >= 0.
         clamp: bound on w_t, > 0; None for none. w_t is at most 0.5 at low noise and reaches 500 at the last point of
-            the cosine schedule, where 1 - beta nearly vanishes.
+            the cosine schedule, where 1 - beta nearly vanishes; where alpha_1 = 0 it has no bound.
         points: T for schedules in continuous time, >= 2; a table has its own.
     """
 

@@ -36,7 +36,7 @@ class LearnedHybrid(Loss):
 
     denoiser: ClassVar[type[Denoiser]] = LearnedVariance
 
-    def __init__(self, weighting: Weighting, scale: float = 1e-3, bins: int | None = 256, points: int = 1000):
+    def __init__(self, weighting: Weighting, scale: float = 1e-3, bins: int | None = None, points: int = 1000):
         super().__init__()
         if not scale >= 0:
             raise ValueError(f"scale={scale}: need a number >= 0, such as 0.001")

@@ -51,11 +51,13 @@ class Binned(ExactBuffers):
 
     @torch.no_grad()
     def add(self, log_snr: Tensor, values: Tensor) -> None:
-        """Take in values (B, heads) at log-SNRs (B,). No host synchronisation."""
+        """Take in values (B, heads) at log-SNRs (B,), of every rank. No host synchronisation."""
         bins = F.one_hot(self.bin(log_snr), self.bins).double()
-        kept = torch.where(bins.sum(0) > 0, self.decay, 1.0)[:, None]
         # A product with the one-hot matrix: index_add_ is not deterministic on GPUs.
-        self.sums.mul_(kept).add_(bins.T @ F.pad(values.double(), (0, 1), value=1.0))
+        new = bins.T @ F.pad(values.double(), (0, 1), value=1.0)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(new)
+        self.sums.mul_(torch.where(new[:, -1:] > 0, self.decay, 1.0)).add_(new)
 
 
 class ThreeHeads(Denoiser):
@@ -70,6 +72,7 @@ class ThreeHeads(Denoiser):
     """
 
     net_outputs: ClassVar[int] = len(HEADS)
+    has_target: ClassVar[bool] = False
 
     def __init__(self, net: nn.Module, target: Target, sigma_data: float = 1.0):
         super().__init__(net, target, sigma_data)

@@ -107,7 +107,7 @@ def held_out_losses(
             cond = {key: value.to(device) for key, value in rows["cond"].items()}
             shaped = times.to(x_0.dtype).view(-1, *[1] * (x_0.ndim - 1))
             losses, parts = loss(denoiser, schedule, x_0, noise, shaped, **cond)
-            found.add(schedule, times, parts["mse"])
+            found.add(schedule, parts.get("t", times), parts["mse"])
             total += torch.stack([losses.double().sum(), losses.new_tensor(len(losses)).double()])
     finally:
         for module, training in modes.items():

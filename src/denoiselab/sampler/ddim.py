@@ -95,7 +95,9 @@ class DDPM(Sampler):
         return posterior_mean(x_t, x_0_hat, t, s).add_(noise(), alpha=math.sqrt(variance))
 
 
-NO_VARIANCE = "LearnedDDPM: the denoiser has no variance; train with loss=learned_hybrid, or use sampler=ddpm"
+NO_VARIANCE = (
+    "LearnedDDPM needs a variance, and this denoiser says none; train with loss=learned_hybrid, or use sampler=ddpm"
+)
 
 
 class LearnedDDPM(Sampler):

@@ -39,22 +39,23 @@ class LogNormal(Stratified):
     arXiv:2206.00364, table 1), so that every schedule trains on the same levels.
 
     What lies beyond the schedule's cleanest or noisiest level is drawn at that end: the ends carry the tails'
-    probabilities as point masses. sigma is in units of x_0, and the published -1.2 and 1.2 are for data of standard
-    deviation 0.5; ``p_mean = -1.2 + ln(2 sigma_data)`` moves them to another.
+    probabilities as point masses. The published -1.2 and 1.2 are for data of standard deviation 0.5; for others the
+    mean is moved by ln(2 sigma_data), so that sigma is the same in units of the data.
 
     Args:
-        p_mean: mean of ln sigma.
+        p_mean: mean of ln sigma for data of standard deviation 0.5.
         p_std: its standard deviation, > 0.
+        sigma_data: the root mean square of x_0, > 0.
     """
 
-    def __init__(self, p_mean: float = -1.2, p_std: float = 1.2, steps: int | None = None):
+    def __init__(self, p_mean: float = -1.2, p_std: float = 1.2, sigma_data: float = 0.5, steps: int | None = None):
         super().__init__(steps)
         if not 0 < p_std < math.inf:
             raise ValueError(f"p_std={p_std}: need a number > 0, such as 1.2")
-        self.p_mean, self.p_std = p_mean, p_std
+        self.mean, self.p_std = p_mean + math.log(2 * sigma_data), p_std
 
     def icdf(self, u: Tensor, schedule: Schedule) -> Tensor:
-        log_sigma = self.p_mean + self.p_std * torch.special.ndtri(u)
+        log_sigma = self.mean + self.p_std * torch.special.ndtri(u)
         return schedule.inverse(-2 * log_sigma.clamp(-math.log(RATIO), math.log(RATIO)))  # u = 0 is -infinity
 
 

@@ -99,11 +99,11 @@ class MeanImportance(Importance):
     What is normalised over is one rank's micro-batch.
 
     Args:
-        schedule, points, history, floor, steps: as for Importance; losses must be >= 0.
+        schedule, points, history, floor, steps: as for Importance; a negative mean counts as 0.
     """
 
     def size(self, losses: Tensor) -> Tensor:
-        return losses.mean(1)
+        return losses.mean(1).clamp_min(0)
 
     def weights(self, t: Tensor, schedule: Schedule) -> Tensor:
         w = super().weights(t, schedule)
