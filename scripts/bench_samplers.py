@@ -5,7 +5,7 @@ input scaling and noise conditioning, the conversion of eps to x_0 and the sampl
 ``scale_model_input`` and ``step``. Noise is drawn before, on both sides, and its cost is printed. Walks of the two
 alternate inside a process; the figure is the median over processes of the ratio of medians.
 
-    python scripts/bench_samplers.py [--processes 3] [--walks 60] [--output FILE.json]
+    python scripts/bench_samplers.py [--processes 3] [--walks 15] [--threads 1] [--output FILE.json]
 """
 
 from __future__ import annotations
@@ -109,15 +109,17 @@ def measure(walks: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, default=3)
-    parser.add_argument("--walks", type=int, default=60, help=f"walks of {STEPS} steps per sampler and side")
+    parser.add_argument("--walks", type=int, default=15, help=f"walks of {STEPS} steps per sampler and side")
+    parser.add_argument("--threads", type=int, default=1, help="more are noisier, and drown the small operations")
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     if options.one:
         print(json.dumps(measure(options.walks)))
         return
 
-    command = [sys.executable, __file__, "--one", "--walks", str(options.walks)]
+    command = [sys.executable, __file__, "--one", "--walks", str(options.walks), "--threads", str(options.threads)]
     runs = []
     for number in range(options.processes):
         print(f"process {number + 1} of {options.processes}", file=sys.stderr)
