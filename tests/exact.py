@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import denoiselab
 from denoiselab.compose import options
+from denoiselab.data import EightGaussians
 from denoiselab.sampler import Rung
 from denoiselab.schedule import RATIO, Schedule
 from denoiselab.target import Target
@@ -135,6 +136,12 @@ def triangle() -> Mixture:
     """Three modes in the plane, of unit variance on the whole."""
     centres = torch.tensor([[1.2, 0.1], [-0.9, 0.8], [-0.3, -0.9]], dtype=torch.float64)
     return Mixture(centres, 0.35)
+
+
+def eight_gaussians() -> Mixture:
+    """data=8gaussians as it is diffused, but for the sampling error of its mean and width."""
+    width = math.sqrt(EightGaussians.radius**2 / 2 + EightGaussians.std**2)
+    return Mixture(EightGaussians(n=8).centres / width, EightGaussians.std / width)
 
 
 def solve(denoiser: Callable[..., Tensor], x_t: Tensor, t: Rung, s: Rung, steps: int) -> Tensor:

@@ -14,7 +14,7 @@ from denoiselab.metrics.loss_by_t import PANELS, Buckets, held_out_losses
 from denoiselab.schedule import Schedule
 from denoiselab.target import EDM, Eps, Flow, V
 from denoiselab.weighting import CosMap, InverseVariance, MinSNR, SoftMinSNR, Uncertainty, VLBBeta, VLBBetaTilde
-from exact import OPTIONS, ExactNet, Mixture, every, make, noisy_levels, normals, parts, triangle
+from exact import OPTIONS, ExactNet, Mixture, eight_gaussians, every, make, noisy_levels, normals, parts, triangle
 from test_target import telling_levels
 
 OWN = ("WeightedLoss", "Hybrid", "LearnedHybrid")
@@ -485,10 +485,11 @@ def test_saying_nothing_costs_1_at_every_level(schedule):
 
 
 @every("schedule", "target")
-def test_the_exact_denoiser_reaches_the_optimal_loss(schedule, target):
+@pytest.mark.parametrize("data", [triangle, eight_gaussians])
+def test_the_exact_denoiser_reaches_the_optimal_loss(schedule, target, data):
     """The expected squared error of E[x_0 | x_t] is the mean posterior variance, in every bucket and unit; the
     network knows nothing but c_in x_t and c_noise."""
-    found, y, mixture = make("schedule", schedule), make("target", target), triangle()
+    found, y, mixture = make("schedule", schedule), make("target", target), data()
     denoiser = Denoiser(ExactNet(mixture, y, 1.3), y, 1.3)
     buckets, t, x_t = filled(found, denoiser, mixture, 20_000)
     _, variance = mixture.posterior(x_t, *found(t))
