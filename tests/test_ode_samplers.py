@@ -258,7 +258,7 @@ def test_the_bounds_of_the_learned_variance_are_ddpms():
 def test_a_denoiser_without_a_variance_is_refused_in_a_line():
     found = make("sampler", "ddpm_learned")
     for refused in (lambda: found.check(White()), lambda: found(White(), Cosine(), normals(2, 1))):
-        with pytest.raises(ValueError, match=r"^LearnedDDPM: [^\n]*loss=learned_hybrid[^\n]*$"):
+        with pytest.raises(ValueError, match=r"^LearnedDDPM needs a variance, [^\n]*loss=learned_hybrid[^\n]*$"):
             refused()
     found.check(Sure(normals(1), normals(1)))
 
