@@ -161,7 +161,7 @@ def test_shared_parts_are_one_object():
     parts = own("model=tiny_conv", "data.size=16")
     assert parts.denoiser.net is parts.model
     assert parts.model.first.in_channels == 1
-    assert parts.model.embedding.num_classes == 10
+    assert parts.model.condition.num_classes == 10
     assert parts.sampler.spacing is parts.spacing
 
 

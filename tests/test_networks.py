@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from denoiselab.denoiser import Denoiser
 from denoiselab.errors import UserError
 from denoiselab.models import MLP, UNet
-from denoiselab.models.layers import NOISE_SCALE, Embedding
+from denoiselab.models.embedding import NOISE_SCALE
+from denoiselab.models.layers import Conditioner
 from denoiselab.schedule import Cosine
 from exact import OPTIONS, Scaled, White, every, make, noisy_levels, normals
 
@@ -42,10 +43,10 @@ def inputs(shape: tuple[int, ...], n: int = 4) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def embedded(net: nn.Module, *arguments, autocast: bool = False) -> Tensor:
-    """The sinusoids that reach the embedding's first layer."""
-    (embedding,) = (module for module in net.modules() if isinstance(module, Embedding))
+    """The sinusoids that reach the conditioner's first layer."""
+    (conditioner,) = (module for module in net.modules() if isinstance(module, Conditioner))
     seen = []
-    handle = embedding.mlp[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    handle = conditioner.mlp[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         net(*arguments)
     handle.remove()

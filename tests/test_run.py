@@ -35,8 +35,8 @@ def test_a_sample_is_addressed_by_its_seed_and_number(run):
 
 
 def test_labels_are_checked(run):
-    assert run.labels(12).tolist() == [*range(10), 0, 1]
-    assert run.labels(2, 7).tolist() == [7, 7]
+    assert run.cond(12)["label"].tolist() == [*range(10), 0, 1]
+    assert run.cond(2, 7)["label"].tolist() == [7, 7]
     for wrong in (10, -1, [1, 2, 3]):
         with pytest.raises(UserError, match="label="):
             run.sample(n=2, label=wrong)

@@ -1,26 +1,29 @@
 """What a network may be told beside x_t, and what "unconditional" means.
 
-A condition is a dict of tensors with one row per sample; ``label`` holds class indices. There is one definition of
-"no condition", used by training's label drop and by guidance alike: the null label, for which networks keep a
-learned token.
+A condition is a dict of tensors with one row per sample: ``label`` holds class indices, ``vector`` any other vector,
+``low_res`` an image to be enlarged. There is one definition of "no condition", used by training's drop and by guidance
+alike: the null label and the vector of NaN, for which networks keep learned tokens. An image is never dropped.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
 NULL = -1
-"""The label that means "none"."""
+"""The label that means "none"; a vector that means it is NaN."""
 
 
 def null(cond: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same condition with nothing said: every label becomes NULL.
+    """The same condition with nothing said: every label becomes NULL and every vector NaN.
 
     >>> null({"label": torch.tensor([3, 7])})
     {'label': tensor([-1, -1])}
     """
-    return {key: torch.full_like(value, NULL) if key == "label" else value for key, value in cond.items()}
+    nothing = {"label": NULL, "vector": math.nan}
+    return {key: torch.full_like(value, nothing[key]) if key in nothing else value for key, value in cond.items()}
 
 
 class Drop:

@@ -47,8 +47,9 @@ def evaluate(run: Run, parts: Parts, rerun: bool = False) -> Path:
         return folder
 
     started = time.perf_counter()
-    label = run.labels(n)
-    generated, nfe = run.draw(parts, label, range(n), seed, _Progress(n))
+    cond = run.cond(n)
+    label = cond.get("label")
+    generated, nfe = run.draw(parts, cond, range(n), seed, _Progress(n))
     if not bool(generated.isfinite().all()):
         raise NonFiniteLoss(f"{run.folder}: the sampler gave values that are not finite; nothing was measured")
     records = [

@@ -20,6 +20,7 @@ from denoiselab.errors import UserError
 from denoiselab.guidance import DenoiserLike
 from denoiselab.loss import Loss
 from denoiselab.metrics.base import Metric
+from denoiselab.models import NoiseEmbedding
 from denoiselab.sampler import Sampler, Spacing
 from denoiselab.schedule import Schedule
 from denoiselab.target import Target
@@ -65,7 +66,8 @@ class Parts:
 
     Args:
         config: plain containers, resolved.
-        interface: shape, num_classes and codec, where the data set itself is not needed (a loaded run).
+        interface: shape, num_classes, vector, low_res and codec, where the data set itself is not needed (a loaded
+            run).
         folder: the run directory, for callbacks and loggers.
         run_id: the run's identity hash, for loggers.
     """
@@ -142,10 +144,19 @@ class Parts:
     def num_classes(self) -> int:
         return self._interface["num_classes"] if self._interface else self.data.num_classes
 
+    @cached_property
+    def vector(self) -> int:
+        return self._interface["vector"] if self._interface else self.data.vector
+
+    @cached_property
+    def low_res(self) -> int:
+        return self._interface["low_res"] if self._interface else self.data.low_res
+
     @property
     def interface(self) -> dict[str, Any]:
         """What a checkpoint stores so that it can be sampled without the data set."""
-        return {"shape": list(self.shape), "num_classes": self.num_classes, "codec": self.codec.config()}
+        facts = {"num_classes": self.num_classes, "vector": self.vector, "low_res": self.low_res}
+        return {"shape": list(self.shape), **facts, "codec": self.codec.config()}
 
     @cached_property
     def schedule(self) -> Schedule:
@@ -186,8 +197,17 @@ class Parts:
 
     @property
     def sigma_data(self) -> float:
-        """The root mean square of x_0."""
-        return self.codec.sigma_data
+        """The root mean square of x_0 that the network is built for."""
+        chosen = self.config.get("sigma_data")
+        if chosen is None:
+            return self.codec.sigma_data
+        if not chosen > 0:
+            raise UserError(f"sigma_data={chosen}: need a number > 0, or null for the data's")
+        return chosen
+
+    @cached_property
+    def embedding(self) -> NoiseEmbedding:
+        return self.make("embedding")
 
     @cached_property
     def drop(self) -> Drop:
@@ -231,7 +251,7 @@ class Parts:
             raise UserError(f"guidance.{_one_line(error)}") from None
         if needs_null:
             name = self.config["guidance"]["_target_"].rpartition(".")[2]
-            if not self.num_classes:
+            if not (self.num_classes or self.vector):
                 raise UserError(f"guidance={name}: the model is unconditional (no classes); use guidance=none")
             if self.config.get("p_null") == 0:
                 raise UserError(
@@ -278,17 +298,21 @@ class Parts:
         self.callbacks(self.folder or Path())
 
     def check_used(self, overrides: list[str]) -> None:
-        """Refuse to be asked for a weighting or a target that the loss does not look at."""
+        """Refuse to be asked for a weighting or a target that the loss does not look at, or for an embedding that the
+        model does not."""
         from hydra.utils import get_class
 
-        loss = self.config["loss"]["_target_"]
+        loss, model = self.config["loss"]["_target_"], self.config["model"]["_target_"]
         used = {
+            "embedding": "embedding" in inspect.signature(get_class(model)).parameters,
             "weighting": "weighting" in inspect.signature(get_class(loss)).parameters,
             "target": self.denoiser_class.has_target,
         }
         for line in overrides:
             group = line.lstrip("+~").partition("=")[0].partition(".")[0]
             if not used.get(group, True):
+                if group == "embedding":
+                    raise UserError(f"{line}: the model {model.rpartition('.')[2]} does not use it; leave it out")
                 name = loss.rpartition(".")[2]
                 raise UserError(f"{line}: the loss {name} does not use a {group}; leave it out, or take loss=simple")
 
@@ -327,8 +351,8 @@ class Parts:
 
 
 SHARED = {
-    *("data", "codec", "shape", "num_classes", "bins", "sigma_data", "outputs", "schedule", "target", "weighting"),
-    *("timesteps", "spacing", "sampler", "guidance", "denoiser"),
+    *("data", "codec", "shape", "num_classes", "vector", "low_res", "bins", "sigma_data", "outputs", "embedding"),
+    *("schedule", "target", "weighting", "timesteps", "spacing", "sampler", "guidance", "denoiser"),
 }
 """The parts that a constructor may ask for by name."""
 
@@ -353,8 +377,8 @@ def identity(config: dict[str, Any], init: str | None) -> dict[str, Any]:
     found = {
         group: config[group]
         for group in (
-            *("data", "model", "schedule", "target", "weighting", "timesteps", "loss"),
-            *("optimizer", "lr_schedule", "ema", "seed", "p_null"),
+            *("data", "model", "embedding", "schedule", "target", "weighting", "timesteps", "loss"),
+            *("optimizer", "lr_schedule", "ema", "seed", "p_null", "sigma_data"),
         )
     }
     found["data"] = {key: value for key, value in config["data"].items() if key != "workers"}

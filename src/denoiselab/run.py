@@ -216,7 +216,7 @@ class Run:
         overrides += [f"sampler.steps={steps}"] if steps is not None else []
         overrides += [f"schedule={schedule}"] if schedule is not None else []
         parts = self.parts_for(plain(compose("sample", overrides)))
-        return self.draw(parts, self.labels(n, label), range(n), seed)[0]
+        return self.draw(parts, self.cond(n, label), range(n), seed)[0]
 
     def parts_for(self, config: dict[str, Any]) -> Parts:
         """The parts that a configuration for sampling names, and the run's own schedule unless it names another.
@@ -224,7 +224,7 @@ class Run:
         Raises:
             UserError: its sampler cannot use this run's denoiser or the schedule.
         """
-        trained = {group: self.parts.config[group] for group in ("data", "schedule", "loss", "p_null")}
+        trained = {group: self.parts.config[group] for group in ("data", "schedule", "loss", "p_null", "sigma_data")}
         parts = Parts({**trained, **config}, interface=self.parts.interface)
         if "schedule" not in config:
             parts.schedule = self.schedule
@@ -232,19 +232,23 @@ class Run:
         parts.check_sampler(self.denoiser)
         return parts
 
-    def labels(self, n: int, label: int | Sequence[int] | None = None) -> Tensor | None:
-        """The classes that n samples are asked for; None for an unconditional model."""
+    def cond(self, n: int, label: int | Sequence[int] | None = None) -> dict[str, Tensor]:
+        """What n samples are asked for: their classes, or nothing where the model is unconditional.
+
+        Args:
+            label: one class for all, one each, or None for every class in turn.
+        """
         classes = self.parts.num_classes
         if not classes:
             if label is not None:
                 raise UserError(f"label={label}: this model was trained without labels")
-            return None
+            return {}
         if label is None:
-            return torch.arange(n) % classes
+            return {"label": torch.arange(n) % classes}
         labels = torch.tensor([label] * n if isinstance(label, int) else list(label))
         if len(labels) != n or not bool(((labels >= 0) & (labels < classes)).all()):
             raise UserError(f"label={label}: need one class, or one for each of the {n} samples, in 0..{classes - 1}")
-        return labels
+        return {"label": labels}
 
     def elsewhere(self, parts: Parts) -> list[str]:
         """The schedule to sample along, if it is not the one that was trained along; said on stderr."""
@@ -257,7 +261,7 @@ class Run:
     def draw(
         self,
         parts: Parts,
-        labels: Tensor | None,
+        cond: dict[str, Tensor],
         ids: Sequence[int],
         seed: int = 0,
         progress: Callable[[int], object] = lambda done: None,
@@ -266,14 +270,15 @@ class Run:
 
         Args:
             parts: whose sampler, guidance and schedule to use, from parts_for.
+            cond: what the samples are asked for, a row each.
             progress: is told how many samples each batch added.
         """
         guided, drawn, calls = parts.guidance(self.denoiser), [], 0
         for start in range(0, len(ids), BATCH):
             part = ids[start : start + BATCH]
             noise = Noise(seed, part, self.parts.shape, self.device)
-            cond = {} if labels is None else {"label": labels[start : start + BATCH].to(self.device)}
-            last = deque(parts.sampler.walk(guided, parts.schedule, noise, **cond), maxlen=1).pop()
+            asked = {key: value[start : start + BATCH].to(self.device) for key, value in cond.items()}
+            last = deque(parts.sampler.walk(guided, parts.schedule, noise, **asked), maxlen=1).pop()
             drawn.append(self.codec.decode(last.x_t).float().cpu())
             calls += len(part) * last.calls
             progress(len(part))

@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-NUMERICS_VERSION = 2
+NUMERICS_VERSION = 3
 """Part of every run's identity: raised when the same configuration would give other weights."""
 
 CHECKPOINT_VERSION = 1

@@ -29,11 +29,12 @@ def main(arguments: list[str]) -> int:
     run = load(config["ckpt"], config["weights"])
     parts = run.parts_for(config)
     run.elsewhere(parts)
-    labels = run.labels(config["n"], config["label"])
-    samples, _ = run.draw(parts, labels, range(config["n"]), config["seed"])
+    cond = run.cond(config["n"], config["label"])
+    samples, _ = run.draw(parts, cond, range(config["n"]), config["seed"])
     folder = Path(config["output"]) if config["output"] else run.folder / "samples"
     folder.mkdir(parents=True, exist_ok=True)
-    picture(samples, labels, 0 if config["label"] is not None else run.parts.num_classes).save(folder / "samples.png")
+    columns = 0 if config["label"] is not None else run.parts.num_classes
+    picture(samples, cond.get("label"), columns).save(folder / "samples.png")
     np.save(folder / "samples.npy", samples.numpy())
     print(f"{folder / 'samples.png'}", file=sys.stderr)
     return 0

@@ -51,6 +51,10 @@ class Data:
 
     shape: tuple[int, ...]
     num_classes: int = 0
+    vector: int = 0
+    """Entries of cond["vector"]; 0 where there is none."""
+    low_res: int = 0
+    """Channels of cond["low_res"], an image to be enlarged; 0 where there is none."""
     bins: int | None = None
     """Values are this many equally spaced levels from -1 to 1; None for real values."""
     codec: Codec

@@ -2,47 +2,63 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-NOISE_SCALE = 250.0
-"""c_noise = log(sigma/alpha)/4 spans about +-3.5; times 250 it spans the sinusoids as t = 0..1000 does in DDPM."""
+from denoiselab.models.embedding import LogSNR, NoiseEmbedding
 
 
-class Embedding(nn.Module):
-    """The vector that conditions a network: MLP(sinusoids(250 c_noise)) + label token.
+class Conditioner(nn.Module):
+    """The vector that conditions a network: MLP(features(c_noise)) + label token + W vector.
 
-    Sinusoids as in Dhariwal and Nichol 2021 (arXiv:2105.05233): [cos, sin] of f_i = 10000^(-i/pairs). They are
-    computed in float32 whatever the precision of the rest.
+    It is computed in float32 under autocast too: it is small, and everything depends on it.
 
     Args:
-        channels: width of the sinusoids, even.
+        channels: width of the noise level's features, even, >= 4.
         width: width of the result.
         num_classes: labels 0..num_classes-1 and a learned null token for label -1; 0 for no labels.
+        vector: entries of a free conditioning vector, with a learned null vector for one of NaN; 0 for none.
+        embedding: of the noise level; None for LogSNR.
     """
 
-    def __init__(self, channels: int, width: int, num_classes: int = 0):
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        num_classes: int = 0,
+        vector: int = 0,
+        embedding: NoiseEmbedding | None = None,
+    ):
         super().__init__()
-        self.pairs = channels // 2
-        self.mlp = nn.Sequential(nn.Linear(2 * self.pairs, width), nn.SiLU(), nn.Linear(width, width))
-        self.num_classes = num_classes
+        self.channels, self.num_classes = channels, num_classes
+        self.embedding = embedding or LogSNR()
+        self.mlp = nn.Sequential(nn.Linear(channels, width), nn.SiLU(), nn.Linear(width, width))
         self.label = nn.Embedding(num_classes + 1, width) if num_classes else None
+        self.vector = nn.Linear(vector, width) if vector else None
+        self.null_vector = nn.Parameter(torch.zeros(vector)) if vector else None
 
-    def forward(self, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
-        # Made here and not a buffer, which bf16-true would round.
-        ladder = torch.arange(self.pairs, device=c_noise.device) / self.pairs
-        frequencies = torch.exp(-math.log(10_000) * ladder)  # (pairs,), float32
-        angles = c_noise.float()[:, None] * NOISE_SCALE * frequencies  # (B, pairs)
-        sinusoids = torch.cat([angles.cos(), angles.sin()], dim=1)  # (B, channels)
-        dtype = next(self.mlp.parameters()).dtype
-        h = self.mlp(sinusoids.to(dtype))  # (B, width)
-        if self.label is None:
+    def forward(self, c_noise: Tensor, label: Tensor | None = None, vector: Tensor | None = None) -> Tensor:
+        with torch.autocast(c_noise.device.type, enabled=False):
+            features = self.embedding(c_noise, self.channels)  # (B, channels), float32
+            h = self.mlp(features.to(self.mlp[0].weight.dtype))  # (B, width)
+            if self.label is not None:
+                h = h + self._label(label)
+            if self.vector is not None:
+                h = h + self._vector(vector, len(c_noise))
             return h
+
+    def _label(self, label: Tensor | None) -> Tensor:
+        assert self.label is not None
         if label is None:
-            return h + self.label.weight[self.num_classes]
-        return h + self.label(torch.where(label < 0, self.num_classes, label))
+            return self.label.weight[self.num_classes]
+        return self.label(torch.where(label < 0, self.num_classes, label))
+
+    def _vector(self, vector: Tensor | None, n: int) -> Tensor:
+        assert self.vector is not None
+        assert self.null_vector is not None
+        if vector is None:
+            return self.vector(self.null_vector.expand(n, -1))
+        return self.vector(torch.where(vector.isnan(), self.null_vector, vector.to(self.null_vector.dtype)))
 
 
 def zeroed(module: nn.Module) -> nn.Module:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from denoiselab.models.layers import Embedding, require, zeroed
+from denoiselab.models.embedding import NoiseEmbedding
+from denoiselab.models.layers import Conditioner, require, zeroed
 
 
 class UNet(nn.Module):
@@ -18,6 +19,8 @@ class UNet(nn.Module):
     Args:
         shape: one sample's shape (C, S, S).
         num_classes: 0 for no labels.
+        vector: entries of a free conditioning vector; 0 for none.
+        embedding: of the noise level; None for LogSNR.
         channels: width of the first level, a multiple of 32.
         multipliers: width of each level over channels; each level halves the side, so S must be divisible by
             2^(levels - 1).
@@ -32,6 +35,8 @@ class UNet(nn.Module):
         self,
         shape: Sequence[int],
         num_classes: int = 0,
+        vector: int = 0,
+        embedding: NoiseEmbedding | None = None,
         channels: int = 64,
         multipliers: Sequence[int] = (1, 2),
         blocks: int = 2,
@@ -57,7 +62,7 @@ class UNet(nn.Module):
             )
 
         width = 4 * channels
-        self.embedding = Embedding(channels, width, num_classes)
+        self.condition = Conditioner(channels, width, num_classes, vector, embedding)
         self.first = nn.Conv2d(image_channels, channels, 3, padding=1)
 
         def block(c_in: int, c_out: int) -> nn.Module:
@@ -89,8 +94,8 @@ class UNet(nn.Module):
         self.last = nn.Sequential(_norm(c), nn.SiLU(), zeroed(nn.Conv2d(c, outputs * image_channels, 3, padding=1)))
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
-    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
-        embedding = F.silu(self.embedding(c_noise, label))  # (B, 4 channels)
+    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, vector: Tensor | None = None) -> Tensor:
+        embedding = F.silu(self.condition(c_noise, label, vector))  # (B, 4 channels)
         h = self.first(x.contiguous(memory_format=torch.channels_last))  # (B, channels, S, S)
         skips = [h]
         for layer in self.down:

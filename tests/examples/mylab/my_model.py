@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from denoiselab.models.layers import Embedding
+from denoiselab.models.layers import Conditioner
 
 
 class TinyConv(nn.Module):
@@ -20,10 +20,10 @@ class TinyConv(nn.Module):
         super().__init__()
         if width < 1:
             raise ValueError(f"width={width}: need at least 1")
-        self.embedding = Embedding(32, width, num_classes)
+        self.condition = Conditioner(32, width, num_classes)
         self.first = nn.Conv2d(shape[0], width, 3, padding=1)
         self.last = nn.Conv2d(width, shape[0], 3, padding=1)
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
-        h = self.first(x) + self.embedding(c_noise, label)[:, :, None, None]  # (B, width, H, W)
+        h = self.first(x) + self.condition(c_noise, label)[:, :, None, None]  # (B, width, H, W)
         return self.last(nn.functional.silu(h))  # (B, C, H, W)
