@@ -122,7 +122,7 @@ def draw() -> Figure:
     d.named(1.5, 1.5, 14.5, 7.5, GREY, "Codec", ">decode(x_0)")
     d.box(22, 1.5, 26, 19, YELLOW, share=0.22)
     d.text(24, 7.2, "Sampler", 12.5, weight="bold", ha="left")
-    d.text(24, 4.2, "step(…, x_t, t, s, …)", 10, family="monospace", ha="left")
+    d.text(24, 4.2, "step(walk, x_t, t, s)", 10, family="monospace", ha="left")
     d.named(24, 11.5, 13.5, 7, YELLOW, "Spacing", ">times(…)")
     d.box(60, 1.5, 38.5, 19, SKY, share=0.2)
     d.text(62, 12.5, "Guidance", 12.5, weight="bold", ha="left")

@@ -10,7 +10,6 @@ is evaluated in parts.
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 from collections.abc import Callable
@@ -23,9 +22,9 @@ from torchdiffeq import odeint
 from denoiselab.denoiser import Outputs
 from denoiselab.gaussian import discretised_gaussian_nll, gaussian_kl, gaussian_nll
 from denoiselab.guidance import DenoiserLike, outputs_of
-from denoiselab.sampler import Rung
+from denoiselab.sampler.base import Rung, on_cpu, rungs
 from denoiselab.sampler.ddim import fresh, variances
-from denoiselab.schedule import RATIO, Schedule
+from denoiselab.schedule import Schedule
 
 
 def bits_per_dim(nats: Tensor, dims: int, bins: int | None = None) -> Tensor:
@@ -93,19 +92,19 @@ def vlb(
     """
     if variance not in VARIANCES:
         raise ValueError(f"variance={variance}: need one of {', '.join(VARIANCES)}")
-    schedule = _on_cpu(schedule)
+    schedule = on_cpu(schedule)
     n = points or schedule.points or 1000
     if n < 2:
         raise ValueError(f"points={points}: need at least 2")
-    rungs = _rungs(*schedule(torch.linspace(schedule.earliest, 1, n, dtype=torch.float64)))
+    levels = rungs(schedule(torch.linspace(schedule.earliest, 1, n, dtype=torch.float64)))
     log_variance = VARIANCES[variance]
 
-    found = _look(denoiser, x_0, rungs[0], noise(), cond)
-    wide = 2 * math.log(rungs[0].ratio)
-    narrow = _log_variances(rungs[1], rungs[0])[1] - 2 * math.log(rungs[0].alpha) if variance == "learned" else wide
+    found = _look(denoiser, x_0, levels[0], noise(), cond)
+    wide = 2 * math.log(levels[0].ratio)
+    narrow = _log_variances(levels[1], levels[0])[1] - 2 * math.log(levels[0].alpha) if variance == "learned" else wide
     first = log_variance(found, wide, narrow)
     decoder, mse, steps = _decoder(x_0, found.x_0, first, bins), [_mean(x_0, found.x_0)], []
-    for s, t in itertools.pairwise(rungs):
+    for s, t in itertools.pairwise(levels):
         found = _look(denoiser, x_0, t, noise(), cond)
         log_beta, log_beta_tilde = _log_variances(t, s)
         gain = s.alpha * fresh(t, s)  # d mean / d x_0
@@ -113,7 +112,7 @@ def vlb(
         kl = gaussian_kl(gain * x_0, torch.full_like(of_p, log_beta_tilde), gain * found.x_0, of_p)
         steps.append(kl.expand_as(x_0).flatten(1).sum(1))
         mse.append(_mean(x_0, found.x_0))
-    return _bound(x_0, rungs[-1], steps, decoder, mse)
+    return _bound(x_0, levels[-1], steps, decoder, mse)
 
 
 @torch.no_grad()
@@ -138,8 +137,8 @@ def continuous_vlb(
     """
     if points < 1:
         raise ValueError(f"points={points}: need at least 1")
-    schedule = _on_cpu(schedule)
-    low, high = _rungs(*schedule(torch.tensor([schedule.earliest, 1.0], dtype=torch.float64)))
+    schedule = on_cpu(schedule)
+    low, high = rungs(schedule(torch.tensor([schedule.earliest, 1.0], dtype=torch.float64)))
     start, end = 2 * low.half_log_snr, 2 * high.half_log_snr
     width = (start - end) / points
     middles = start - width * (torch.arange(points, dtype=torch.float64) + 0.5)
@@ -147,7 +146,7 @@ def continuous_vlb(
     found = _look(denoiser, x_0, low, noise(), cond)
     decoder = _decoder(x_0, found.x_0, x_0.new_tensor(2 * math.log(low.ratio)), bins)
     mse, steps = [_mean(x_0, found.x_0)], []
-    for t in _rungs(*schedule.at(middles)):
+    for t in rungs(schedule.at(middles)):
         mse.append(_mean(x_0, _look(denoiser, x_0, t, noise(), cond).x_0))
         steps.append(width / 2 * t.ratio**-2 * mse[-1] * x_0[0].numel())
     return _bound(x_0, high, steps, decoder, mse)
@@ -200,8 +199,8 @@ def ode(
         sigma_data: the data's standard deviation, for conditioning.
         rtol, atol: tolerances of the solver.
     """
-    schedule = _on_cpu(schedule)
-    ends = _rungs(*schedule(torch.tensor([schedule.earliest, 1.0], dtype=torch.float64)))
+    schedule = on_cpu(schedule)
+    ends = rungs(schedule(torch.tensor([schedule.earliest, 1.0], dtype=torch.float64)))
     low, high = (math.log(rung.ratio) for rung in ends)
     dims, calls = x_0[0].numel(), 0
     axes = (-1,) + (1,) * (x_0.ndim - 1)
@@ -274,14 +273,6 @@ def _look(denoiser: DenoiserLike, x_0: Tensor, t: Rung, eps: Tensor, cond: dict[
 
 def _mean(x_0: Tensor, x_0_hat: Tensor) -> Tensor:
     return (x_0_hat - x_0).square().flatten(1).mean(1)
-
-
-def _rungs(alpha: Tensor, sigma: Tensor) -> list[Rung]:
-    return [Rung(max(a, b / RATIO), b) for a, b in zip(alpha.tolist(), sigma.tolist(), strict=True)]
-
-
-def _on_cpu(schedule: Schedule) -> Schedule:
-    return schedule if schedule.device.type == "cpu" else copy.deepcopy(schedule).cpu()
 
 
 def _trace(y: Tensor, x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Samplers: from noise to data along any schedule."""
 
-from denoiselab.sampler.base import Rung, Sampler, State
+from denoiselab.sampler.base import Rung, Sampler, State, Walk
 from denoiselab.sampler.consistency import Consistency
 from denoiselab.sampler.ddim import DDIM, DDPM, LearnedDDPM
 from denoiselab.sampler.dpm_solver import DPMSolver2, DPMSolver2M, DPMSolver3, DPMSolver3M, DPMSolver3MCorrected
@@ -51,5 +51,6 @@ __all__ = [
     "Trailing",
     "UniPC",
     "UniPCB1",
+    "Walk",
     "invert",
 ]

@@ -1,7 +1,7 @@
 """A sampler walks from pure noise to data along a list of noise levels.
 
-A sampler is its one method ``step(denoise, x_t, t, s, schedule, noise, memory)`` from level t to level s. The levels of
-a walk are Python floats, so that a step's coefficients are exact and cost neither kernels nor waiting on a GPU.
+A sampler is its one method ``step(walk, x_t, t, s)`` from noisy level t to noisy level s. The levels of a walk are
+Python floats, so that a step's coefficients are exact and cost neither kernels nor waiting on a GPU.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from denoiselab.denoiser import Denoiser, Outputs
 from denoiselab.guidance import DenoiserLike, outputs_of
-from denoiselab.rng import From, Noise
+from denoiselab.rng import From
 from denoiselab.sampler.spacing import Spacing
 from denoiselab.schedule import RATIO, Level, Schedule
 
@@ -60,9 +61,15 @@ CLEAN = Rung(1.0, 0.0)
 """The level that every walk ends at."""
 
 
-def on(schedule: Schedule, half_log_snr: float) -> Rung:
-    """The rung of a schedule on the CPU with that log(alpha/sigma)."""
-    return Rung(*(float(value) for value in schedule.at(torch.tensor(2 * half_log_snr, dtype=torch.float64))))
+def rungs(levels: Level) -> list[Rung]:
+    """Levels as rungs. At pure noise alpha is held at sigma/1e6, as in log_snr, so that no step divides by zero."""
+    alpha, sigma = (value.flatten().tolist() for value in levels)
+    return [Rung(max(a, b / RATIO), b) for a, b in zip(alpha, sigma, strict=True)]
+
+
+def on_cpu(schedule: Schedule) -> Schedule:
+    """The schedule where its levels are read as floats without waiting for a GPU: itself, or a copy."""
+    return schedule if schedule.device.type == "cpu" else copy.deepcopy(schedule).cpu()
 
 
 class State(NamedTuple):
@@ -74,16 +81,44 @@ class State(NamedTuple):
     calls: int
 
 
-class Denoise:
-    """x_0_hat at (x, rung): a denoiser with its condition, clipping and call counting bound."""
+def no_noise() -> Tensor:
+    raise RuntimeError("this walk was given no noise")
 
-    def __init__(self, denoiser: DenoiserLike, clip: float | None = None, **cond: Any):
+
+class Walk:
+    """What the steps of one walk share: the network with its condition, the path, the noise, and a memory.
+
+    Args:
+        denoiser: any callable (x_t, alpha_t, sigma_t, **cond) -> x_0_hat.
+        schedule: the path, on any device.
+        noise: gives every sample's next standard normal; without it, no step may ask for any.
+        clip: bound on |x_0_hat|; None for none.
+        cond: what the denoiser is told.
+    """
+
+    def __init__(
+        self,
+        denoiser: DenoiserLike,
+        schedule: Schedule,
+        noise: Callable[[], Tensor] = no_noise,
+        clip: float | None = None,
+        /,
+        **cond: Any,
+    ):
         self.denoiser, self.clip, self.cond = denoiser, clip, cond
+        self.schedule = on_cpu(schedule)
+        """The path, on the CPU."""
+        self.noise = noise
+        """``noise()`` is every sample's next standard normal, shaped like x."""
+        self.memory: dict[str, Any] = {}
+        """The sampler's own, for what it must remember from step to step."""
         self.calls = 0
+        """Network calls so far."""
         self.x_0_hat: Tensor | None = None
         """The latest estimate."""
 
-    def __call__(self, x: Tensor, rung: Rung) -> Tensor:
+    def denoise(self, x: Tensor, rung: Rung) -> Tensor:
+        """x_0_hat at (x, rung), clipped: one network call."""
         return self._noted(self.denoiser(x, *rung.like(x), **self.cond))
 
     def outputs(self, x: Tensor, rung: Rung) -> Outputs:
@@ -95,6 +130,11 @@ class Denoise:
         self.calls += 1
         self.x_0_hat = x_0_hat if self.clip is None else x_0_hat.clamp(-self.clip, self.clip)
         return self.x_0_hat
+
+    def at(self, half_log_snr: float) -> Rung:
+        """The path's level with that log(alpha/sigma)."""
+        (rung,) = rungs(self.schedule.at(torch.tensor(2 * half_log_snr, dtype=torch.float64)))
+        return rung
 
 
 class Sampler:
@@ -129,53 +169,49 @@ class Sampler:
             ValueError: saying what it lacks.
         """
 
-    def step(
-        self,
-        denoise: Denoise,
-        x_t: Tensor,
-        t: Rung,
-        s: Rung,
-        schedule: Schedule,
-        noise: Callable[[], Tensor],
-        memory: dict[str, Any],
-    ) -> Tensor:
+    def step(self, walk: Walk, x_t: Tensor, t: Rung, s: Rung) -> Tensor:
         """x_s from x_t.
 
         Args:
-            denoise: ``denoise(x, rung) -> x_0_hat``.
-            t, s: levels; s may be the clean one (1, 0), and t.alpha is at least t.sigma/1e6.
-            schedule: the path, on the CPU.
-            noise: gives every sample's next standard normal.
-            memory: the walk's own dict, for multistep methods.
+            walk: the network, the path, noise and the walk's memory.
+            x_t: (B, ...); not to be changed in place.
+            t, s: two noisy levels, s the cleaner; t.alpha is at least t.sigma/1e6.
         """
         raise NotImplementedError
 
+    def finish(self, walk: Walk, x_t: Tensor, t: Rung) -> Tensor:
+        """The sample from x_t at the last noisy level: x_0_hat, onto which every first-order step jumps."""
+        return walk.denoise(x_t, t)
+
     def levels(self, schedule: Schedule) -> list[Rung]:
-        """The N noisy levels and the clean one. At pure noise alpha is held at sigma/1e6, as in log_snr."""
-        alpha, sigma = (value.tolist() for value in schedule(self.spacing(schedule, self.steps)))
-        return [*(Rung(max(a, b / RATIO), b) for a, b in zip(alpha, sigma, strict=True)), CLEAN]
+        """The N noisy levels and the clean one."""
+        return [*rungs(schedule(self.spacing(schedule, self.steps))), CLEAN]
 
     @torch.no_grad()
-    def walk(self, denoiser: DenoiserLike, schedule: Schedule, noise: Tensor | Noise, **cond: Any) -> Iterator[State]:
+    def walk(
+        self, denoiser: DenoiserLike, schedule: Schedule, noise: Tensor | Callable[[], Tensor], **cond: Any
+    ) -> Iterator[State]:
         """The states of a walk, the first being x_T = sigma_T noise and the last the sample.
 
         Args:
             denoiser: any callable (x_t, alpha_t, sigma_t, **cond) -> x_0_hat, with levels of shape (B, 1, ...).
             schedule: the path; it need not be the one that was trained on.
-            noise: the initial standard normal (B, ...), or a source of addressed normals.
+            noise: the initial standard normal (B, ...), or a source of normals, such as ``denoiselab.rng.Noise``.
         """
         source = From(noise) if isinstance(noise, Tensor) else noise
-        schedule = schedule if schedule.device.type == "cpu" else copy.deepcopy(schedule).cpu()
-        denoise = Denoise(denoiser, self.clip, **cond)
-        levels = self.levels(schedule)
-        x_t = levels[0].sigma * source()
-        memory: dict[str, Any] = {}
-        yield State(x_t, levels[0], None, 0)
-        for t, s in itertools.pairwise(levels):
-            x_t = self.step(denoise, x_t, t, s, schedule, source, memory)
-            yield State(x_t, s, denoise.x_0_hat, denoise.calls)
+        walk = Walk(denoiser, schedule, source, self.clip, **cond)
+        *noisy, clean = self.levels(walk.schedule)
+        x_t = noisy[0].sigma * source()
+        yield State(x_t, noisy[0], None, 0)
+        for t, s in itertools.pairwise(noisy):
+            x_t = self.step(walk, x_t, t, s)
+            yield State(x_t, s, walk.x_0_hat, walk.calls)
+        x_0 = self.finish(walk, x_t, noisy[-1])
+        yield State(x_0, clean, walk.x_0_hat, walk.calls)
 
-    def __call__(self, denoiser: DenoiserLike, schedule: Schedule, noise: Tensor | Noise, **cond: Any) -> Tensor:
+    def __call__(
+        self, denoiser: DenoiserLike, schedule: Schedule, noise: Tensor | Callable[[], Tensor], **cond: Any
+    ) -> Tensor:
         """x_0, shaped like the noise; arguments as for walk.
 
         >>> import denoiselab
@@ -186,5 +222,4 @@ class Sampler:
         >>> bool((x_0.std() - 1).abs() < 0.2)
         True
         """
-        *_, last = self.walk(denoiser, schedule, noise, **cond)
-        return last.x_t
+        return deque(self.walk(denoiser, schedule, noise, **cond), maxlen=1).pop().x_t  # one state at a time

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 
 from denoiselab.consistency import SIGMA_MIN
-from denoiselab.sampler.base import Denoise, Rung, Sampler
+from denoiselab.sampler.base import Rung, Sampler, Walk
 from denoiselab.sampler.spacing import Spacing
 from denoiselab.schedule import Schedule
 
@@ -42,18 +40,7 @@ class Consistency(Sampler):
         *noisy, _, clean = Sampler(self.spacing, self.steps + 1).levels(schedule)
         return [*noisy, clean]
 
-    def step(
-        self,
-        denoise: Denoise,
-        x_t: Tensor,
-        t: Rung,
-        s: Rung,
-        schedule: Schedule,
-        noise: Callable[[], Tensor],
-        memory: dict[str, Any],
-    ) -> Tensor:
-        x_0_hat = denoise(x_t, t)
-        if s.sigma == 0:
-            return s.alpha * x_0_hat
+    def step(self, walk: Walk, x_t: Tensor, t: Rung, s: Rung) -> Tensor:
+        x_0_hat = walk.denoise(x_t, t)
         added = math.sqrt(max(s.sigma**2 - (s.alpha * self.sigma_min) ** 2, 0.0))
-        return (s.alpha * x_0_hat).add_(noise(), alpha=added)
+        return (s.alpha * x_0_hat).add_(walk.noise(), alpha=added)

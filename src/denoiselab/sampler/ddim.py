@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 
 from denoiselab.denoiser import Denoiser
-from denoiselab.sampler.base import Denoise, Rung, Sampler
+from denoiselab.sampler.base import Rung, Sampler, Walk
 from denoiselab.sampler.spacing import Spacing
-from denoiselab.schedule import Schedule
 
 
-def ddim(x_t: Tensor, x_0_hat: Tensor, t: Rung, s: Rung) -> Tensor:
-    """alpha_s x_0_hat + sigma_s eps_hat: the deterministic step from t to s; s may be noisier than t, or clean."""
-    kept = s.sigma / t.sigma
+def ddim(x_t: Tensor, x_0_hat: Tensor, t: Rung, s: Rung, kept: float | None = None) -> Tensor:
+    """alpha_s x_0_hat + kept sigma_t eps_hat: the step from t to s but for fresh noise; deterministic, of all of s's
+    noise, where kept is not given. s may be noisier than t, or clean."""
+    kept = s.sigma / t.sigma if kept is None else kept
     return (kept * x_t).add_(x_0_hat, alpha=s.alpha - kept * t.alpha)
+
+
+def ancestral(t: Rung, s: Rung, eta: float) -> tuple[float, float]:
+    """sqrt(sigma_s^2 - d^2)/sigma_t, which DDIM's step keeps of the noise at t, and d, that of its fresh noise."""
+    ratio = s.ratio / t.ratio
+    kept = s.sigma / t.sigma * math.sqrt(1 - eta**2 + (eta * ratio) ** 2)  # so that nothing is rounded below zero
+    return kept, eta * s.sigma * math.sqrt(1 - ratio**2)
 
 
 class DDIM(Sampler):
@@ -36,26 +41,12 @@ class DDIM(Sampler):
             raise ValueError(f"eta={eta}: need a number in [0, 1]; 0 is deterministic")
         self.eta = eta
 
-    def step(
-        self,
-        denoise: Denoise,
-        x_t: Tensor,
-        t: Rung,
-        s: Rung,
-        schedule: Schedule,
-        noise: Callable[[], Tensor],
-        memory: dict[str, Any],
-    ) -> Tensor:
-        x_0_hat = denoise(x_t, t)
-        if s.sigma == 0:
-            return s.alpha * x_0_hat
+    def step(self, walk: Walk, x_t: Tensor, t: Rung, s: Rung) -> Tensor:
+        x_0_hat = walk.denoise(x_t, t)
         if self.eta == 0:
             return ddim(x_t, x_0_hat, t, s)
-        ratio = s.ratio / t.ratio
-        d = self.eta * s.sigma * math.sqrt(1 - ratio**2)
-        # sqrt(sigma_s^2 - d^2)/sigma_t, written so that nothing is rounded below zero
-        kept = s.sigma / t.sigma * math.sqrt(1 - self.eta**2 + (self.eta * ratio) ** 2)
-        return (kept * x_t).add_(x_0_hat, alpha=s.alpha - kept * t.alpha).add_(noise(), alpha=d)
+        kept, d = ancestral(t, s, self.eta)
+        return ddim(x_t, x_0_hat, t, s, kept).add_(walk.noise(), alpha=d)
 
 
 class DDPM(Sampler):
@@ -77,22 +68,11 @@ class DDPM(Sampler):
             raise ValueError(f"variance={variance}: need fixed_small or fixed_large")
         self.variance = variance
 
-    def step(
-        self,
-        denoise: Denoise,
-        x_t: Tensor,
-        t: Rung,
-        s: Rung,
-        schedule: Schedule,
-        noise: Callable[[], Tensor],
-        memory: dict[str, Any],
-    ) -> Tensor:
-        x_0_hat = denoise(x_t, t)
-        if s.sigma == 0:
-            return s.alpha * x_0_hat
+    def step(self, walk: Walk, x_t: Tensor, t: Rung, s: Rung) -> Tensor:
+        x_0_hat = walk.denoise(x_t, t)
         small, large = variances(t, s)
         variance = small if self.variance == "fixed_small" else large
-        return posterior_mean(x_t, x_0_hat, t, s).add_(noise(), alpha=math.sqrt(variance))
+        return posterior_mean(x_t, x_0_hat, t, s).add_(walk.noise(), alpha=math.sqrt(variance))
 
 
 NO_VARIANCE = (
@@ -117,24 +97,13 @@ class LearnedDDPM(Sampler):
         if not getattr(type(denoiser), "has_variance", False):
             raise ValueError(NO_VARIANCE)
 
-    def step(
-        self,
-        denoise: Denoise,
-        x_t: Tensor,
-        t: Rung,
-        s: Rung,
-        schedule: Schedule,
-        noise: Callable[[], Tensor],
-        memory: dict[str, Any],
-    ) -> Tensor:
-        x_0_hat, v, _ = denoise.outputs(x_t, t)
+    def step(self, walk: Walk, x_t: Tensor, t: Rung, s: Rung) -> Tensor:
+        x_0_hat, v, _ = walk.outputs(x_t, t)
         if v is None:
             raise ValueError(NO_VARIANCE)
-        if s.sigma == 0:
-            return s.alpha * x_0_hat
         small, large = variances(t, s)
         std = (v * (math.log(large / small) / 2) + math.log(small) / 2).exp()
-        return posterior_mean(x_t, x_0_hat, t, s).addcmul_(std, noise())
+        return posterior_mean(x_t, x_0_hat, t, s).addcmul_(std, walk.noise())
 
 
 def fresh(t: Rung, s: Rung) -> float:

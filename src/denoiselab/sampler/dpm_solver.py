@@ -6,15 +6,12 @@ Order 1 is DDIM. Guided walks are more stable with data prediction: see dpmpp.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 
-from denoiselab.sampler.base import Denoise, Rung, Sampler, on
+from denoiselab.sampler.base import Rung, Sampler, Walk
 from denoiselab.sampler.ddim import ddim
 from denoiselab.sampler.exponential import Multistep, constant, midpoint, phi, quadratic, quadratic_as_published
-from denoiselab.schedule import Schedule
 
 
 class DPMSolver2(Sampler):
@@ -31,22 +28,11 @@ class DPMSolver2(Sampler):
     def nfe(self) -> int:
         return 2 * self.steps - 1
 
-    def step(
-        self,
-        denoise: Denoise,
-        x_t: Tensor,
-        t: Rung,
-        s: Rung,
-        schedule: Schedule,
-        noise: Callable[[], Tensor],
-        memory: dict[str, Any],
-    ) -> Tensor:
-        x_0_t = denoise(x_t, t)
-        if s.sigma == 0:
-            return s.alpha * x_0_t
+    def step(self, walk: Walk, x_t: Tensor, t: Rung, s: Rung) -> Tensor:
+        x_0_t = walk.denoise(x_t, t)
         h = s.half_log_snr - t.half_log_snr
-        middle = on(schedule, t.half_log_snr + h / 2)
-        x_0_m = denoise(ddim(x_t, x_0_t, t, middle), middle)
+        middle = walk.at(t.half_log_snr + h / 2)
+        x_0_m = walk.denoise(ddim(x_t, x_0_t, t, middle), middle)
         gain = s.sigma * math.expm1(h) / middle.ratio
         return ddim(x_t, x_0_t, t, s).add_(x_0_m - x_0_t, alpha=gain)
 
@@ -65,25 +51,14 @@ class DPMSolver3(Sampler):
     def nfe(self) -> int:
         return 3 * self.steps - 2
 
-    def step(
-        self,
-        denoise: Denoise,
-        x_t: Tensor,
-        t: Rung,
-        s: Rung,
-        schedule: Schedule,
-        noise: Callable[[], Tensor],
-        memory: dict[str, Any],
-    ) -> Tensor:
-        x_0_t = denoise(x_t, t)
-        if s.sigma == 0:
-            return s.alpha * x_0_t
+    def step(self, walk: Walk, x_t: Tensor, t: Rung, s: Rung) -> Tensor:
+        x_0_t = walk.denoise(x_t, t)
         h = s.half_log_snr - t.half_log_snr
-        one, two = (on(schedule, t.half_log_snr + r * h) for r in (1 / 3, 2 / 3))
-        change_1 = denoise(ddim(x_t, x_0_t, t, one), one) - x_0_t
+        one, two = (walk.at(t.half_log_snr + r * h) for r in (1 / 3, 2 / 3))
+        change_1 = walk.denoise(ddim(x_t, x_0_t, t, one), one) - x_0_t
         gain_1 = 2 * (2 / 3 * h) * phi(2, 2 / 3 * h) / one.ratio
         x_two = ddim(x_t, x_0_t, t, two).add_(change_1, alpha=two.sigma * gain_1)
-        change_2 = denoise(x_two, two) - x_0_t
+        change_2 = walk.denoise(x_two, two) - x_0_t
         gain_2 = s.sigma * 3 / 2 * h * phi(2, h)
         x_s = ddim(x_t, x_0_t, t, s)
         return x_s.add_(change_2, alpha=gain_2 / two.ratio).add_(change_1, alpha=-gain_2 * gain_1)
@@ -99,21 +74,10 @@ class DPMSolver2M(Multistep):
     order = 2
     rules = (constant, midpoint)
 
-    def step(
-        self,
-        denoise: Denoise,
-        x_t: Tensor,
-        t: Rung,
-        s: Rung,
-        schedule: Schedule,
-        noise: Callable[[], Tensor],
-        memory: dict[str, Any],
-    ) -> Tensor:
-        x_0_hat = denoise(x_t, t)
-        if s.sigma == 0:
-            return s.alpha * x_0_hat
+    def step(self, walk: Walk, x_t: Tensor, t: Rung, s: Rung) -> Tensor:
+        x_0_hat = walk.denoise(x_t, t)
         eps_hat = (x_t / t.sigma).sub_(x_0_hat, alpha=t.alpha / t.sigma)
-        estimates = self.latest(memory, t, s, eps_hat)
+        estimates = self.latest(walk, t, s, eps_hat)
         _, *earlier = self.weights(t, s, estimates, rate=-1)
         x_s = ddim(x_t, x_0_hat, t, s).sub_(eps_hat, alpha=s.sigma * sum(earlier))
         for w, each in zip(earlier, estimates[1:], strict=True):

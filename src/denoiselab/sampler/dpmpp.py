@@ -5,15 +5,11 @@ Estimates of x_0 stay bounded under strong guidance, where differences of noises
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from torch import Tensor
 
-from denoiselab.sampler.base import Denoise, Rung, Sampler, on
+from denoiselab.sampler.base import Rung, Sampler, Walk
 from denoiselab.sampler.ddim import ddim
 from denoiselab.sampler.exponential import Multistep, constant, midpoint, quadratic, quadratic_as_published
-from denoiselab.schedule import Schedule
 
 
 class DPMpp2S(Sampler):
@@ -29,21 +25,10 @@ class DPMpp2S(Sampler):
     def nfe(self) -> int:
         return 2 * self.steps - 1
 
-    def step(
-        self,
-        denoise: Denoise,
-        x_t: Tensor,
-        t: Rung,
-        s: Rung,
-        schedule: Schedule,
-        noise: Callable[[], Tensor],
-        memory: dict[str, Any],
-    ) -> Tensor:
-        x_0_hat = denoise(x_t, t)
-        if s.sigma == 0:
-            return s.alpha * x_0_hat
-        middle = on(schedule, (t.half_log_snr + s.half_log_snr) / 2)
-        return ddim(x_t, denoise(ddim(x_t, x_0_hat, t, middle), middle), t, s)
+    def step(self, walk: Walk, x_t: Tensor, t: Rung, s: Rung) -> Tensor:
+        x_0_hat = walk.denoise(x_t, t)
+        middle = walk.at((t.half_log_snr + s.half_log_snr) / 2)
+        return ddim(x_t, walk.denoise(ddim(x_t, x_0_hat, t, middle), middle), t, s)
 
 
 class DPMpp2M(Multistep):

@@ -8,16 +8,14 @@ N and 2N are two draws, not two approximations of one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from denoiselab.sampler.base import Denoise, Rung, Sampler, on
+from denoiselab.sampler.base import Rung, Sampler, Walk
+from denoiselab.sampler.ddim import ancestral, ddim
 from denoiselab.sampler.exponential import Multistep, Rule, constant, linear, midpoint, quadratic_as_published
 from denoiselab.sampler.spacing import Spacing
-from denoiselab.schedule import Schedule
 
 
 class DPMpp2MSDE(Multistep):
@@ -41,25 +39,14 @@ class DPMpp2MSDE(Multistep):
             raise ValueError(f"eta={eta}: need a finite number >= 0; 0 is deterministic")
         self.eta = eta
 
-    def step(
-        self,
-        denoise: Denoise,
-        x_t: Tensor,
-        t: Rung,
-        s: Rung,
-        schedule: Schedule,
-        noise: Callable[[], Tensor],
-        memory: dict[str, Any],
-    ) -> Tensor:
-        x_0_hat = denoise(x_t, t)
-        if s.sigma == 0:
-            return s.alpha * x_0_hat
-        estimates = self.latest(memory, t, s, x_0_hat)
+    def step(self, walk: Walk, x_t: Tensor, t: Rung, s: Rung) -> Tensor:
+        x_0_hat = walk.denoise(x_t, t)
+        estimates = self.latest(walk, t, s, x_0_hat)
         eta_h = self.eta * (s.half_log_snr - t.half_log_snr)
         x_s = (s.sigma / t.sigma * math.exp(-eta_h)) * x_t
         for w, each in zip(self.weights(t, s, estimates, rate=1 + self.eta), estimates, strict=True):
             x_s.add_(each.value, alpha=s.alpha * w)
-        return x_s.add_(noise(), alpha=s.sigma * math.sqrt(-math.expm1(-2 * eta_h))) if self.eta else x_s
+        return x_s.add_(walk.noise(), alpha=s.sigma * math.sqrt(-math.expm1(-2 * eta_h))) if self.eta else x_s
 
 
 class DPMpp3MSDE(DPMpp2MSDE):
@@ -68,13 +55,6 @@ class DPMpp3MSDE(DPMpp2MSDE):
 
     rules: tuple[Rule, ...] = (constant, linear, quadratic_as_published)
     few = 0
-
-
-def ancestral(t: Rung, s: Rung, eta: float) -> tuple[float, float]:
-    """How much of eps_hat's standard deviation DDIM's step keeps, sqrt(sigma_s^2 - d^2)/sigma_t, and d, the noise's."""
-    ratio = s.ratio / t.ratio
-    kept = s.sigma / t.sigma * math.sqrt(1 - eta**2 + (eta * ratio) ** 2)
-    return kept, eta * s.sigma * math.sqrt(1 - ratio**2)
 
 
 class DPMppSDE(Sampler):
@@ -100,26 +80,15 @@ class DPMppSDE(Sampler):
     def nfe(self) -> int:
         return 2 * self.steps - 1
 
-    def step(
-        self,
-        denoise: Denoise,
-        x_t: Tensor,
-        t: Rung,
-        s: Rung,
-        schedule: Schedule,
-        noise: Callable[[], Tensor],
-        memory: dict[str, Any],
-    ) -> Tensor:
-        x_0_hat = denoise(x_t, t)
-        if s.sigma == 0:
-            return s.alpha * x_0_hat
-        m = on(schedule, (t.half_log_snr + s.half_log_snr) / 2)
+    def step(self, walk: Walk, x_t: Tensor, t: Rung, s: Rung) -> Tensor:
+        x_0_hat = walk.denoise(x_t, t)
+        m = walk.at((t.half_log_snr + s.half_log_snr) / 2)
         kept, d = ancestral(t, s, self.eta)
         kept_m, d_m = ancestral(t, m, self.eta)
         carried = ancestral(m, s, self.eta)[0] * d_m
-        z_m = noise() if self.eta else torch.zeros_like(x_t)
-        x_m = (kept_m * x_t).add_(x_0_hat, alpha=m.alpha - kept_m * t.alpha).add_(z_m, alpha=d_m)
-        x_s = (kept * x_t).add_(denoise(x_m, m), alpha=s.alpha - kept * t.alpha)
+        z_m = walk.noise() if self.eta else torch.zeros_like(x_t)
+        x_m = ddim(x_t, x_0_hat, t, m, kept_m).add_(z_m, alpha=d_m)
+        x_s = ddim(x_t, walk.denoise(x_m, m), t, s, kept)
         if self.eta:
-            x_s.add_(z_m, alpha=carried).add_(noise(), alpha=math.sqrt(d**2 - carried**2))
+            x_s.add_(z_m, alpha=carried).add_(walk.noise(), alpha=math.sqrt(d**2 - carried**2))
         return x_s

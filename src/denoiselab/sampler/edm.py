@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 
-from denoiselab.sampler.base import Denoise, Rung
+from denoiselab.sampler.base import Rung, Walk
 from denoiselab.sampler.heun import Heun
 from denoiselab.sampler.spacing import Spacing
-from denoiselab.schedule import Schedule
 
 
 class EDMStochastic(Heun):
@@ -50,19 +47,17 @@ class EDMStochastic(Heun):
             raise ValueError(f"s_noise={s_noise}: need a number > 0, such as 1")
         self.s_churn, self.s_min, self.s_max, self.s_noise = s_churn, s_min, s_max, s_noise
 
-    def step(
-        self,
-        denoise: Denoise,
-        x_t: Tensor,
-        t: Rung,
-        s: Rung,
-        schedule: Schedule,
-        noise: Callable[[], Tensor],
-        memory: dict[str, Any],
-    ) -> Tensor:
+    def step(self, walk: Walk, x_t: Tensor, t: Rung, s: Rung) -> Tensor:
+        return super().step(walk, *self.churned(walk, x_t, t), s)
+
+    def finish(self, walk: Walk, x_t: Tensor, t: Rung) -> Tensor:
+        return super().finish(walk, *self.churned(walk, x_t, t))
+
+    def churned(self, walk: Walk, x_t: Tensor, t: Rung) -> tuple[Tensor, Rung]:
+        """x_t and its level, with noise added where it is to be."""
         gamma = min(self.s_churn / self.steps, math.sqrt(2) - 1)
-        if gamma > 0 and self.s_min <= t.ratio <= self.s_max:
-            noisier = Rung(t.alpha, (1 + gamma) * t.sigma)
-            added = self.s_noise * math.sqrt(noisier.sigma**2 - t.sigma**2)
-            x_t, t = x_t.add(noise(), alpha=added), noisier
-        return super().step(denoise, x_t, t, s, schedule, noise, memory)
+        if not (gamma > 0 and self.s_min <= t.ratio <= self.s_max):
+            return x_t, t
+        noisier = Rung(t.alpha, (1 + gamma) * t.sigma)
+        added = self.s_noise * math.sqrt(noisier.sigma**2 - t.sigma**2)
+        return x_t.add(walk.noise(), alpha=added), noisier

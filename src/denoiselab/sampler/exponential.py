@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
-from denoiselab.sampler.base import Denoise, Rung, Sampler
+from denoiselab.sampler.base import Rung, Sampler, Walk
 from denoiselab.sampler.spacing import Spacing
-from denoiselab.schedule import Schedule
 
 
 def phi(k: int, h: float) -> float:
@@ -129,26 +128,15 @@ class Multistep(Sampler):
         """The number of estimates of a step in the middle of a walk."""
         return len(self.rules)
 
-    def step(
-        self,
-        denoise: Denoise,
-        x_t: Tensor,
-        t: Rung,
-        s: Rung,
-        schedule: Schedule,
-        noise: Callable[[], Tensor],
-        memory: dict[str, Any],
-    ) -> Tensor:
-        x_0_hat = denoise(x_t, t)
-        if s.sigma == 0:
-            return s.alpha * x_0_hat
-        return self.advance(x_t, t, s, self.latest(memory, t, s, x_0_hat))
+    def step(self, walk: Walk, x_t: Tensor, t: Rung, s: Rung) -> Tensor:
+        x_0_hat = walk.denoise(x_t, t)
+        return self.advance(x_t, t, s, self.latest(walk, t, s, x_0_hat))
 
-    def latest(self, memory: dict[str, Any], t: Rung, s: Rung, value: Tensor) -> list[Estimate]:
+    def latest(self, walk: Walk, t: Rung, s: Rung, value: Tensor) -> list[Estimate]:
         """The estimates to use on the step from t to s, a new one first."""
-        taken = memory.get("taken", 0)
-        found = [Estimate(t.half_log_snr, value), *memory.get("estimates", ())][: self.most]
-        memory.update(taken=taken + 1, estimates=found)
+        taken = walk.memory.get("taken", 0)
+        found = [Estimate(t.half_log_snr, value), *walk.memory.get("estimates", ())][: self.most]
+        walk.memory.update(taken=taken + 1, estimates=found)
         most = max(1, self.steps - taken) if self.steps < self.few else self.most
         h, n = s.half_log_snr - t.half_log_snr, 1
         while n < min(most, len(found)) and h <= self.reach * (t.half_log_snr - found[n].half_log_snr) / n:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from torch import Tensor
 
-from denoiselab.sampler.base import NOISE, Denoise, Rung, Sampler
+from denoiselab.sampler.base import NOISE, Rung, Sampler, Walk
 from denoiselab.sampler.ddim import ddim
-from denoiselab.schedule import Schedule
 
 
 class Heun(Sampler):
@@ -29,21 +25,10 @@ class Heun(Sampler):
     def nfe(self) -> int:
         return 2 * self.steps - 1
 
-    def step(
-        self,
-        denoise: Denoise,
-        x_t: Tensor,
-        t: Rung,
-        s: Rung,
-        schedule: Schedule,
-        noise: Callable[[], Tensor],
-        memory: dict[str, Any],
-    ) -> Tensor:
-        x_0_t = denoise(x_t, t)
-        if s.sigma == 0:
-            return s.alpha * x_0_t
+    def step(self, walk: Walk, x_t: Tensor, t: Rung, s: Rung) -> Tensor:
+        x_0_t = walk.denoise(x_t, t)
         euler = ddim(x_t, x_0_t, t, s)
-        change = denoise(euler, s) - x_0_t
+        change = walk.denoise(euler, s) - x_0_t
         return euler.add_(change, alpha=self.gain(t, s) / 2)
 
     def gain(self, t: Rung, s: Rung) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from denoiselab.guidance import DenoiserLike
-from denoiselab.sampler.base import Denoise, Sampler
+from denoiselab.sampler.base import Sampler, Walk, no_noise
 from denoiselab.sampler.ddim import ddim
 from denoiselab.schedule import Schedule
 
@@ -40,13 +39,12 @@ def invert(sampler: Sampler, denoiser: DenoiserLike, schedule: Schedule, x_0: Te
     >>> bool((parts.sampler(denoiser, parts.schedule, noise) - x_0).abs().max() < 0.02)
     True
     """
-    schedule = schedule if schedule.device.type == "cpu" else copy.deepcopy(schedule).cpu()
-    *noisy, clean = sampler.levels(schedule)
+    walk = Walk(denoiser, schedule, no_noise, sampler.clip, **cond)
+    *noisy, clean = sampler.levels(walk.schedule)
     noisy.reverse()
-    denoise = Denoise(denoiser, sampler.clip, **cond)
     first = noisy[0]
     x_t = first.alpha / clean.alpha * x_0
-    x_t = 2 * x_t - first.alpha * denoise(x_t, first)  # plus sigma eps_hat
+    x_t = 2 * x_t - first.alpha * walk.denoise(x_t, first)  # plus sigma eps_hat
     for t, s in itertools.pairwise(noisy):
-        x_t = ddim(x_t, denoise(x_t, t), t, s)
+        x_t = ddim(x_t, walk.denoise(x_t, t), t, s)
     return x_t / noisy[-1].sigma

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from denoiselab.sampler.base import NOISE, Denoise, Rung, Sampler
+from denoiselab.sampler.base import NOISE, Rung, Sampler, Walk, rungs
 from denoiselab.sampler.ddim import ddim
 from denoiselab.sampler.exponential import Estimate, Multistep, weights
 from denoiselab.sampler.spacing import Spacing
-from denoiselab.schedule import Schedule
+from denoiselab.schedule import RATIO, Schedule
 
 EQUAL_STEPS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -4 / 3, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -3 / 8))
 """Adams and Bashforth's weights of the last one to four slopes, the latest first."""
@@ -38,40 +37,45 @@ class PNDM(Sampler):
     def nfe(self) -> int:
         return self.steps + 3 * min(3, self.steps - 1)
 
-    def step(
-        self,
-        denoise: Denoise,
-        x_t: Tensor,
-        t: Rung,
-        s: Rung,
-        schedule: Schedule,
-        noise: Callable[[], Tensor],
-        memory: dict[str, Any],
-    ) -> Tensor:
-        x_0_hat = denoise(x_t, t)
-        slopes = memory.setdefault("slopes", [])
-        slopes.insert(0, eps_hat(x_t, x_0_hat, t))
-        del slopes[4:]
-        if len(slopes) < 4 and s.sigma > 0:
-            return self._runge_kutta(denoise, x_t, x_0_hat, t, s, middle(schedule, t, s))
-        if t.ratio <= NOISE:
-            x_0_hat = x_0_of(x_t, weighted(EQUAL_STEPS[len(slopes) - 1], slopes), t)
-        if s.sigma == 0 and self.clip is not None:
-            x_0_hat = x_0_hat.clamp(-self.clip, self.clip)
-        return ddim(x_t, x_0_hat, t, s)
+    def step(self, walk: Walk, x_t: Tensor, t: Rung, s: Rung) -> Tensor:
+        x_0_hat = walk.denoise(x_t, t)
+        slopes = latest(walk, x_t, x_0_hat, t)
+        if len(slopes) < 4:
+            return runge_kutta(walk, x_t, x_0_hat, t, s)
+        return ddim(x_t, adams_bashforth(slopes, x_t, x_0_hat, t), t, s)
 
-    def _runge_kutta(self, denoise: Denoise, x_t: Tensor, x_0_hat: Tensor, t: Rung, s: Rung, m: Rung) -> Tensor:
-        def slope(x: Tensor, x_0: Tensor, level: Rung) -> Tensor:
-            return x_0 if t.ratio > NOISE else eps_hat(x, x_0, level)
+    def finish(self, walk: Walk, x_t: Tensor, t: Rung) -> Tensor:
+        """The x_0 of the slopes that there are, weighted."""
+        x_0_hat = walk.denoise(x_t, t)
+        x_0_hat = adams_bashforth(latest(walk, x_t, x_0_hat, t), x_t, x_0_hat, t)
+        return x_0_hat if self.clip is None else x_0_hat.clamp(-self.clip, self.clip)
 
-        def along(k: Tensor, to: Rung) -> Tensor:
-            return ddim(x_t, k if t.ratio > NOISE else x_0_of(x_t, k, t), t, to)
 
-        slopes = [slope(x_t, x_0_hat, t)]
-        for level in (m, m, s):
-            x = along(slopes[-1], level)
-            slopes.append(slope(x, denoise(x, level), level))
-        return along(weighted((1 / 6, 1 / 3, 1 / 3, 1 / 6), slopes), s)
+def latest(walk: Walk, x_t: Tensor, x_0_hat: Tensor, t: Rung) -> list[Tensor]:
+    """The slopes eps_hat at the last levels, a new one first, four at most."""
+    slopes = walk.memory["slopes"] = [eps_hat(x_t, x_0_hat, t), *walk.memory.get("slopes", ())][:4]
+    return slopes
+
+
+def adams_bashforth(slopes: Sequence[Tensor], x_t: Tensor, x_0_hat: Tensor, t: Rung) -> Tensor:
+    """The x_0 of the weighted slopes; the estimate itself where there is little but noise."""
+    return x_0_hat if t.ratio > NOISE else x_0_of(x_t, weighted(EQUAL_STEPS[len(slopes) - 1], slopes), t)
+
+
+def runge_kutta(walk: Walk, x_t: Tensor, x_0_hat: Tensor, t: Rung, s: Rung) -> Tensor:
+    """x_s by Runge and Kutta's method, DDIM's step being the straight line; three further network calls."""
+
+    def slope(x: Tensor, x_0: Tensor, level: Rung) -> Tensor:
+        return x_0 if t.ratio > NOISE else eps_hat(x, x_0, level)
+
+    def along(k: Tensor, to: Rung) -> Tensor:
+        return ddim(x_t, k if t.ratio > NOISE else x_0_of(x_t, k, t), t, to)
+
+    m, slopes = middle(walk.schedule, t, s), [slope(x_t, x_0_hat, t)]
+    for level in (m, m, s):
+        x = along(slopes[-1], level)
+        slopes.append(slope(x, walk.denoise(x, level), level))
+    return along(weighted((1 / 6, 1 / 3, 1 / 3, 1 / 6), slopes), s)
 
 
 class AB4(Multistep):
@@ -133,6 +137,10 @@ def x_0_of(x_t: Tensor, eps: Tensor, t: Rung) -> Tensor:
 
 
 def middle(schedule: Schedule, t: Rung, s: Rung) -> Rung:
-    """The level in the middle between two in time."""
-    log_snr = torch.tensor([2 * t.half_log_snr, 2 * s.half_log_snr], dtype=torch.float64)
-    return Rung(*(float(value) for value in schedule(schedule.inverse(log_snr).mean())))
+    """The level in the middle between two in time. Pure noise, whose alpha is held, has the time 1; the inverse of its
+    held log-SNR is a little before that on some schedules, and 1 on others of the same levels."""
+    times = schedule.inverse(torch.tensor([2 * t.half_log_snr, 2 * s.half_log_snr], dtype=torch.float64))
+    if t.ratio > RATIO * (1 - 1e-9):
+        times[0] = 1.0
+    (found,) = rungs(schedule(times.mean()))
+    return found

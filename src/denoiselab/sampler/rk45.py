@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from denoiselab.sampler.base import Denoise, Rung, Sampler
+from denoiselab.sampler.base import Rung, Sampler, Walk
 from denoiselab.sampler.spacing import Spacing
-from denoiselab.schedule import Schedule
 
 
 class RK45(Sampler):
@@ -48,24 +46,15 @@ class RK45(Sampler):
     def nfe(self) -> None:
         return None
 
-    def step(
-        self,
-        denoise: Denoise,
-        x_t: Tensor,
-        t: Rung,
-        s: Rung,
-        schedule: Schedule,
-        noise: Callable[[], Tensor],
-        memory: dict[str, Any],
-    ) -> Tensor:
+    def step(self, walk: Walk, x_t: Tensor, t: Rung, s: Rung) -> Tensor:
         from torchdiffeq import odeint
 
         if s.sigma == 0:
-            return s.alpha * denoise(x_t, t)
+            return s.alpha * walk.denoise(x_t, t)
 
         def velocity(u: Tensor, z: Tensor) -> Tensor:  # u = 1 - tau rises, and is exact where alpha all but vanishes
             level = Rung(float(u), 1 - float(u))
-            return (denoise(z, level) - z) / level.sigma
+            return (walk.denoise(z, level) - z) / level.sigma
 
         ends = torch.tensor([1 - t.flow_time, 1 - s.flow_time], dtype=torch.float64, device=x_t.device)
         options = {"norm": worst, "step_t": ends[1:]}

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from torch import Tensor
 
-from denoiselab.sampler.base import Denoise, Rung
+from denoiselab.sampler.base import Rung, Walk
 from denoiselab.sampler.exponential import Estimate, Multistep, Rule, constant, exact, midpoint, quadratic
 from denoiselab.sampler.spacing import Spacing
-from denoiselab.schedule import Schedule
 
 
 def cubic(h: float) -> list[float]:
@@ -55,22 +51,15 @@ class UniPC(Multistep):
     def most(self) -> int:
         return self.p
 
-    def step(
-        self,
-        denoise: Denoise,
-        x_t: Tensor,
-        t: Rung,
-        s: Rung,
-        schedule: Schedule,
-        noise: Callable[[], Tensor],
-        memory: dict[str, Any],
-    ) -> Tensor:
-        x_0_hat = memory["told"] if "told" in memory else denoise(x_t, t)
-        if s.sigma == 0:
-            return s.alpha * x_0_hat
-        estimates = self.latest(memory, t, s, x_0_hat)
-        memory["told"] = denoise(self.advance(x_t, t, s, estimates), s)
-        return self.advance(x_t, t, s, [*estimates, Estimate(s.half_log_snr, memory["told"])])
+    def step(self, walk: Walk, x_t: Tensor, t: Rung, s: Rung) -> Tensor:
+        estimates = self.latest(walk, t, s, self.finish(walk, x_t, t))
+        told = walk.denoise(self.advance(x_t, t, s, estimates), s)
+        walk.memory["told"] = told
+        return self.advance(x_t, t, s, [*estimates, Estimate(s.half_log_snr, told)])
+
+    def finish(self, walk: Walk, x_t: Tensor, t: Rung) -> Tensor:
+        """The estimate at t that the corrector had asked for."""
+        return walk.memory["told"] if "told" in walk.memory else walk.denoise(x_t, t)
 
 
 class UniPCB1(UniPC):
