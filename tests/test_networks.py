@@ -1,72 +1,136 @@
+"""What every network of conf/model has in common, in small with its own switches and at its own size on meta."""
+
 import copy
-import math
+import inspect
+import io
+import itertools
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from denoiselab.denoiser import Denoiser
+from denoiselab.ema import EMA
 from denoiselab.errors import UserError
-from denoiselab.models import MLP, UNet
-from denoiselab.models.embedding import NOISE_SCALE
-from denoiselab.models.layers import Conditioner
-from denoiselab.schedule import Cosine
-from exact import OPTIONS, Scaled, White, every, make, noisy_levels, normals
+from denoiselab.models import MLP
+from denoiselab.module import parameter_groups
+from exact import OPTIONS, every, normals
+from networks import SHAPES, alike, build, cases, inputs, natural_shape, node, perturbed, shrunk
 
-SHAPES = [(2,), (1, 8, 8), (1, 16, 16), (3, 32, 32)]
-
-
-def accepts(model: str, shape: tuple[int, ...]) -> bool:
-    try:
-        make("model", model, shape=shape, num_classes=3)
-    except UserError:
-        return False
-    return True
-
-
-CASES = [(model, shape) for model in OPTIONS["model"] for shape in SHAPES if accepts(model, shape)]
+CASES = cases()
+MODELS = list(dict.fromkeys(model for model, _ in CASES))
 FITTING = pytest.mark.parametrize(("model", "shape"), CASES)
-SMALLEST = pytest.mark.parametrize(("model", "shape"), [next(c for c in CASES if c[0] == m) for m in OPTIONS["model"]])
+SMALLEST = pytest.mark.parametrize(("model", "shape"), [next(c for c in CASES if c[0] == m) for m in MODELS])
+CONSTRUCTORS = {model: inspect.signature(type(build(model, shape))).parameters for model, shape in CASES}
 
 
-def network(model: str, shape: tuple[int, ...], num_classes: int = 3, **arguments) -> nn.Module:
-    """An option in float64 and evaluation mode, with nothing left at zero."""
-    torch.manual_seed(0)
-    net = make("model", model, shape=shape, num_classes=num_classes, **arguments).double().eval()
-    for parameter in net.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    return net
+def taking(argument: str) -> pytest.MarkDecorator:
+    """The networks, each at one shape, whose constructors have an argument."""
+    return pytest.mark.parametrize(
+        ("model", "shape"), [next(c for c in CASES if c[0] == m) for m in MODELS if argument in CONSTRUCTORS[m]]
+    )
 
 
-def inputs(shape: tuple[int, ...], n: int = 4) -> tuple[Tensor, Tensor, Tensor]:
-    return normals(n, *shape), torch.linspace(-2, 2, n, dtype=torch.float64), torch.arange(n) % 4 - 1
+def network(model: str, shape: tuple[int, ...], **arguments) -> nn.Module:
+    return perturbed(build(model, shape, **arguments))
 
 
-def embedded(net: nn.Module, *arguments, autocast: bool = False) -> Tensor:
-    """The sinusoids that reach the conditioner's first layer."""
-    (conditioner,) = (module for module in net.modules() if isinstance(module, Conditioner))
-    seen = []
-    handle = conditioner.mlp[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        net(*arguments)
-    handle.remove()
-    return seen[0]
+def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-10) -> None:
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
-def test_every_model_has_data_that_fits():
-    assert {model for model, _ in CASES} == set(OPTIONS["model"])
-    assert {shape for model, shape in CASES if model == "mlp"} == {(2,)}
-    assert {shape for model, shape in CASES if model == "unet_digits"} == set(SHAPES[1:])
+def test_every_option_is_small_enough_to_be_tested():
+    for model, shape in CASES:
+        assert sum(p.numel() for p in build(model, shape).parameters()) < 2.5e6, model
+
+
+@every("model")
+def test_an_option_in_small_keeps_its_switches(model):
+    """Nothing is left out, a number or a list that says whether does not come to say otherwise, and it is tested."""
+    own, small = node(model), shrunk(node(model))
+    assert [shape for name, shape in CASES if name == alike(model)] == (SHAPES[:1] if model == "mlp" else SHAPES[1:])
+    assert own.keys() <= small.keys()
+    for key, value in own.items():
+        assert bool(small[key]) == bool(value)
+        assert type(small[key]) is type(value)
+        if isinstance(value, bool | str):
+            assert small[key] == value
+
+
+# At their own size, on tensors without values
+
+
+@pytest.fixture(scope="module", params=OPTIONS["model"])
+def full(request) -> tuple[str, tuple[int, ...], nn.Module]:
+    shape = natural_shape(request.param)
+    with torch.device("meta"):
+        return request.param, shape, build(request.param, shape, small=False)
+
+
+def ask(net: nn.Module, shape: tuple[int, ...], n: int = 4) -> torch.Tensor:
+    """Its answer on the meta device."""
+    x, c_noise, label, more = inputs(net, shape, n)
+    moved = [value.to("meta", torch.float32 if value.is_floating_point() else None) for value in (x, c_noise, label)]
+    with torch.no_grad():
+        return net(*moved, **{key: value.to("meta", torch.float32) for key, value in more.items()})
+
+
+def test_a_network_gives_the_shape_of_what_it_gets(full):
+    """And reads no value on the host, of which meta has none."""
+    _, shape, net = full
+    assert ask(net, shape, 2).shape == (2, *shape)
+
+
+def test_units_are_disjoint_parts_that_are_called_once_each_in_order(full):
+    """What is compiled, recomputed and sharded as one; of a network that has units, they hold most."""
+    model, shape, net = full
+    if not hasattr(net, "units"):
+        assert model == "mlp"
+        return
+    units, called = net.units, []
+    assert len(units) > 1 or "experts" in model
+    owned = [id(p) for unit in units for p in unit.parameters()]
+    assert len(owned) == len(set(owned))
+    assert len(owned) > len(list(net.parameters())) / 2
+    assert {id(unit) for unit in units} <= {id(module) for module in net.modules()}
+    handles = [unit.register_forward_pre_hook(lambda module, _: called.append(module)) for unit in units]
+    ask(net, shape, 2)
+    for handle in handles:
+        handle.remove()
+    assert called == units[: len(called)]
+    assert len(called) == len(units) or "experts" in model  # on meta, the first expert answers
+
+
+def test_weight_decay_spares_embeddings_norms_and_biases(full):
+    """And nothing that is none of these; each parameter is in one group."""
+    *_, net = full
+    names = {id(p): name for name, p in net.named_parameters()}
+    embeddings = {id(m.weight) for m in net.modules() if isinstance(m, nn.Embedding)}
+    groups = {group.get("weight_decay"): {id(p) for p in group["params"]} for group in parameter_groups(net)}
+    assert groups[None].isdisjoint(groups[0.0])
+    assert groups[None] | groups[0.0] == set(names)
+    for key, name in names.items():
+        flat = dict(net.named_parameters())[name].ndim < 2
+        assert (key in groups[0.0]) == (flat or key in embeddings), name
+        assert (key in groups[0.0]) or not any(word in name for word in ("norm", "bias", "label")), name
+
+
+def test_no_weight_is_a_scalar(full):
+    """Which FSDP cannot shard."""
+    *_, net = full
+    assert [name for name, p in net.named_parameters() if p.ndim == 0] == []
+
+
+# In small, with values
 
 
 @FITTING
 @pytest.mark.parametrize("num_classes", [0, 3])
 def test_a_new_network_says_nothing(model, shape, num_classes):
     """Its output is zero, so that the loss on eps starts at 1."""
-    torch.manual_seed(0)
-    net = make("model", model, shape=shape, num_classes=num_classes)
-    x, c_noise, label = inputs(shape)
-    y = net(x.float(), c_noise.float(), label=label if num_classes else None)
+    net = build(model, shape, num_classes=num_classes)
+    x, c_noise, label, more = inputs(net, shape)
+    more = {key: value.float() for key, value in more.items()}
+    y = net(x.float(), c_noise.float(), label if num_classes else None, **more)
     assert torch.equal(y, torch.zeros_like(x.float()))
     assert y.is_contiguous()
 
@@ -75,13 +139,14 @@ def test_a_new_network_says_nothing(model, shape, num_classes):
 def test_every_parameter_learns(model, shape):
     """After one optimizer step away from zero, each has a gradient, in float64 where rounding is no gradient."""
     torch.manual_seed(0)
-    net = make("model", model, shape=shape, num_classes=3).double()
+    net = build(model, shape).double()
     optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
     for parameter in net.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
+    *asked, more = inputs(net, shape)
     for _ in range(2):
         optimizer.zero_grad()
-        (net(*inputs(shape)) - normals(4, *shape, seed=1)).square().mean().backward()
+        (net(*asked, **more) - normals(4, *shape, seed=1)).square().mean().backward()
         gradients = {name: p.grad.abs().max().item() for name, p in net.named_parameters()}
         optimizer.step()
     largest = max(gradients.values())
@@ -91,302 +156,201 @@ def test_every_parameter_learns(model, shape):
 @SMALLEST
 def test_a_new_network_starts_to_learn(model, shape):
     """From zero: a few steps bring the loss on a constant target down."""
-    torch.manual_seed(0)
-    net = make("model", model, shape=shape, num_classes=3)
+    net = build(model, shape)
     optimizer, losses = torch.optim.AdamW(net.parameters(), lr=1e-2), []
-    x, c_noise, label = inputs(shape)
-    for _ in range(8):
-        loss = (net(x.float(), c_noise.float(), label) - 1).square().mean()
+    x, c_noise, label, more = inputs(net, shape)
+    more = {key: value.float() for key, value in more.items()}
+    for _ in range(13):
+        loss = (net(x.float(), c_noise.float(), label, **more) - 1).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     assert losses[0] == 1
-    assert losses[-1] < 0.5
+    assert losses[-1] < 0.3
 
 
-@FITTING
+@SMALLEST
 def test_the_output_depends_on_noise_level_label_and_input(model, shape):
     net = network(model, shape)
-    x, c_noise, label = inputs(shape)
+    x, c_noise, label, more = inputs(net, shape)
     with torch.no_grad():
-        y = net(x, c_noise, label)
+        y = net(x, c_noise, label, **more)
         assert y.shape == x.shape
         for other in (
-            net(x, c_noise + 0.01, label),
-            net(x, c_noise, (label + 2) % 4 - 1),
-            net(x + 0.1, c_noise, label),
+            net(x, c_noise + 0.01, label, **more),
+            net(x, c_noise, (label + 2) % 4 - 1, **more),
+            net(x + 0.1, c_noise, label, **more),
         ):
             assert ((other - y).flatten(1).abs().max(1).values > 1e-6).all()
 
 
-@FITTING
+@SMALLEST
 def test_no_label_is_the_null_label(model, shape):
     net = network(model, shape)
-    x, c_noise, _ = inputs(shape)
+    x, c_noise, _, more = inputs(net, shape)
     with torch.no_grad():
-        torch.testing.assert_close(net(x, c_noise), net(x, c_noise, torch.full((4,), -1)), rtol=1e-12, atol=1e-12)
+        nothing = net(x, c_noise, **more)
+        close(net(x, c_noise, torch.full((4,), -1), **more), nothing, 1e-12)
         for label in range(3):
-            assert (net(x, c_noise) - net(x, c_noise, torch.full((4,), label))).abs().max() > 1e-6
+            other = net(x, c_noise, torch.full((4,), label), **more)
+            assert ((other - nothing).flatten(1).abs().max(1).values > 1e-6).all()
 
 
-@FITTING
+@SMALLEST
 def test_samples_do_not_see_each_other(model, shape):
-    net, (x, c_noise, label) = network(model, shape), inputs(shape)
+    net = network(model, shape)
+    x, c_noise, label, more = inputs(net, shape)
     with torch.no_grad():
-        whole = net(x, c_noise, label)
+        whole = net(x, c_noise, label, **more)
         for i in range(4):
-            alone = net(x[i : i + 1], c_noise[i : i + 1], label[i : i + 1])
-            torch.testing.assert_close(alone, whole[i : i + 1], rtol=1e-10, atol=1e-10)
+            own = slice(i, i + 1)
+            close(net(x[own], c_noise[own], label[own], **{k: v[own] for k, v in more.items()}), whole[own])
 
 
-@FITTING
-def test_a_network_without_labels_works(model, shape):
-    net, (x, c_noise, _) = network(model, shape, num_classes=0), inputs(shape)
-    assert net(x, c_noise).shape == x.shape
-    labelled = network(model, shape)
+@SMALLEST
+def test_a_network_without_labels_is_smaller(model, shape):
+    net, labelled = build(model, shape, num_classes=0), build(model, shape)
     assert sum(p.numel() for p in net.parameters()) < sum(p.numel() for p in labelled.parameters())
 
 
 @SMALLEST
 def test_dropout_is_for_training_only(model, shape):
-    net, asked = network(model, shape), inputs(shape)
+    net = network(model, shape)
+    *asked, more = inputs(net, shape)
     with torch.no_grad():
-        assert torch.equal(net(*asked), net(*asked))
+        assert torch.equal(net(*asked, **more), net(*asked, **more))
         dropout = any(isinstance(module, nn.Dropout) and module.p for module in net.modules())
         net.train()
-        assert torch.equal(net(*asked), net(*asked)) == (not dropout)
-
-
-@SMALLEST
-def test_sinusoids_are_float32_under_autocast(model, shape):
-    net = network(model, shape).float()
-    asked = [value.float() if value.is_floating_point() else value for value in inputs(shape)]
-    plain = embedded(net, *asked)
-    assert plain.dtype == torch.float32
-    assert torch.equal(embedded(net, *asked, autocast=True), plain)
-
-
-@SMALLEST
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_sinusoids_are_float32_in_a_module_of_low_precision(model, shape, dtype):
-    """Rounded once, after cosine and sine: an angle of 875 radians of rounded frequencies is another angle."""
-    net = network(model, shape).float()
-    x, c_noise, label = inputs(shape)
-    expected = embedded(net, x.float(), c_noise.float(), label)
-    found = embedded(copy.deepcopy(net).to(dtype), x.to(dtype), c_noise.float(), label)
-    assert found.dtype == dtype
-    assert torch.equal(found, expected.to(dtype))
-
-
-@SMALLEST
-def test_sinusoids_in_closed_form(model, shape):
-    net, (x, c_noise, label) = network(model, shape), inputs(shape)
-    found = embedded(net, x, c_noise, label).double()
-    half = found.shape[1] // 2
-    angles = NOISE_SCALE * c_noise[:, None] * 10_000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
-    torch.testing.assert_close(found, torch.cat([angles.cos(), angles.sin()], 1), rtol=0, atol=2e-4)
+        assert torch.equal(net(*asked, **more), net(*asked, **more)) == (not dropout)
 
 
 @FITTING
 def test_the_memory_format_does_not_matter(model, shape):
-    net, (x, c_noise, label) = network(model, shape), inputs(shape)
+    net = network(model, shape)
+    x, c_noise, label, more = inputs(net, shape)
     with torch.no_grad():
-        expected = net(x, c_noise, label)
+        expected = net(x, c_noise, label, **more)
+        assert expected.is_contiguous()
         if len(shape) == 3:
             strided = x.to(memory_format=torch.channels_last)
-            torch.testing.assert_close(net(strided, c_noise, label), expected, rtol=1e-12, atol=1e-12)
+            close(net(strided, c_noise, label, **more), expected, 1e-12)
         plain = copy.deepcopy(net)
         for parameter in plain.parameters():
             parameter.data = parameter.data.contiguous()
-        torch.testing.assert_close(plain(x, c_noise, label), expected, rtol=1e-10, atol=1e-10)
+        close(plain(x, c_noise, label, **more), expected)
+
+
+@SMALLEST
+def test_precisions_agree(model, shape):
+    """float32 to its rounding; bfloat16 weights, and autocast, to theirs."""
+    net = network(model, shape)
+    x, c_noise, label, more = inputs(net, shape)
+    with torch.no_grad():
+        expected = net(x, c_noise, label, **more)
+        size = expected.square().mean().sqrt()
+
+        def error(dtype: torch.dtype, autocast: bool = False) -> float:
+            own = copy.deepcopy(net).to(dtype)
+            given = {key: value.to(dtype) for key, value in more.items()}
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                found = own(x.to(dtype), c_noise.float(), label, **given)
+            assert found.dtype == (torch.bfloat16 if autocast else dtype)
+            return ((found.double() - expected).square().mean().sqrt() / size).item()
+
+        assert error(torch.float32) < 1e-4
+        assert 1e-4 < error(torch.float32, autocast=True) < 0.1
+        assert 1e-4 < error(torch.bfloat16) < 0.2
+
+
+@SMALLEST
+def test_a_copy_is_the_same_network(model, shape):
+    """Copied, saved and loaded, averaged: nothing of it lies outside of its state."""
+    net = network(model, shape)
+    *asked, more = inputs(net, shape)
+    buffer = io.BytesIO()
+    torch.save(net.state_dict(), buffer)
+    buffer.seek(0)
+    other = build(model, shape).double().eval()
+    other.load_state_dict(torch.load(buffer, weights_only=True))
+    whole = io.BytesIO()
+    torch.save(net, whole)
+    whole.seek(0)
+    with torch.no_grad():
+        expected = net(*asked, **more)
+        for twin in (copy.deepcopy(net), other, torch.load(whole, weights_only=False), EMA(net).model.double()):
+            close(twin(*asked, **more), expected, 1e-4)
+
+
+# What else a network may be told, and what it may return
+
+
+@taking("outputs")
+@pytest.mark.parametrize("outputs", [2, 3])
+def test_several_outputs_are_stacked_along_the_channels(model, shape, outputs):
+    net = network(model, shape, outputs=outputs)
+    *asked, more = inputs(net, shape)
+    parts = net(*asked, **more).chunk(outputs, 1)
+    assert {part.shape for part in parts} == {(4, *shape)}
+    for a, b in itertools.pairwise(parts):
+        assert (a - b).abs().max() > 1e-6
+
+
+@taking("vector")
+def test_a_vector_is_told_and_nan_is_none(model, shape):
+    """Rows of NaN are the learned null vector, without a NaN in values or gradients; samples keep their own."""
+    net = network(model, shape, vector=4)
+    x, c_noise, label, more = inputs(net, shape)
+    vector = normals(4, 4, seed=3)
+    mixed = torch.where(torch.tensor([True, False, True, False])[:, None], vector, float("nan"))
+    with torch.no_grad():
+        told, nothing = net(x, c_noise, label, vector=vector, **more), net(x, c_noise, label, **more)
+    assert ((told - nothing).flatten(1).abs().max(1).values > 1e-6).all()
+    some = net(x, c_noise, label, vector=mixed, **more)
+    close(some[::2], told[::2])
+    close(some[1::2], nothing[1::2])
+    some.square().mean().backward()
+    gradients = {name: p.grad for name, p in net.named_parameters()}
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+    null = [gradient for name, gradient in gradients.items() if name.endswith("null_vector")]
+    assert null
+    assert any((gradient != 0).all() for gradient in null)
+
+
+@taking("low_res")
+def test_an_image_to_be_enlarged_is_enlarged_bilinearly(model, shape):
+    if len(shape) != 3:
+        pytest.fail("a network of points takes no image")
+    net = network(model, shape, low_res=2)
+    x, c_noise, label, _ = inputs(net, shape)
+    low_res = normals(4, 2, shape[1] // 2, shape[2] // 2, seed=3)
+    large = nn.functional.interpolate(low_res, shape[1:], mode="bilinear")
+    with torch.no_grad():
+        found = net(x, c_noise, label, low_res=low_res)
+        close(net(x, c_noise, label, low_res=large), found)
+        other = net(x, c_noise, label, low_res=low_res.roll(1, 0))
+    assert found.shape == x.shape
+    assert ((other - found).flatten(1).abs().max(1).values > 1e-6).all()
 
 
 @pytest.mark.parametrize(
-    ("model", "bad", "named"),
+    ("bad", "named"),
     [
-        ("unet_digits", {"shape": (1, 8, 16)}, "shape=(1, 8, 16)"),
-        ("unet_digits", {"shape": (2,)}, "shape=(2,)"),
-        ("unet_digits", {"shape": (1, 9, 9)}, "multipliers=[1, 2]"),
-        ("unet_digits", {"multipliers": [1, 1, 1, 1, 1]}, "multipliers=[1, 1, 1, 1, 1]"),
-        ("unet_digits", {"multipliers": []}, "multipliers=[]"),
-        ("unet_digits", {"multipliers": [0]}, "multipliers=[0]"),
-        ("unet_digits", {"multipliers": [1.5]}, "multipliers=[1.5]"),
-        ("unet_digits", {"channels": 48}, "channels=48"),
-        ("unet_digits", {"channels": 0}, "channels=0"),
-        ("unet_digits", {"blocks": 0}, "blocks=0"),
-        ("unet_digits", {"dropout": 1.0}, "dropout=1.0"),
-        ("unet_digits", {"dropout": math.nan}, "dropout=nan"),
-        ("unet_digits", {"head_channels": 24}, "head_channels=24"),
-        ("unet_digits", {"head_channels": 0}, "head_channels=0"),
-        ("unet_digits", {"head_channels": -32}, "head_channels=-32"),
-        ("mlp", {"shape": (1, 8, 8)}, "shape=(1, 8, 8)"),
-        ("mlp", {"width": 4}, "width=4"),
-        ("mlp", {"depth": 0}, "depth=0"),
+        ({"shape": (1, 8, 8)}, "shape=(1, 8, 8)"),
+        ({"width": 4}, "width=4"),
+        ({"depth": 0}, "depth=0"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
-def test_bad_options_are_refused_in_a_line(model, bad, named):
+def test_bad_options_of_an_mlp_are_refused_in_a_line(bad, named):
     with pytest.raises(UserError) as refused:
-        make("model", model, **{"shape": (2,) if model == "mlp" else (1, 8, 8), "num_classes": 3, **bad})
+        build("mlp", bad.pop("shape", (2,)), **bad)
     line = str(refused.value)
     assert line.startswith(f"model.{named}: ")
     assert "need" in line
     assert "\n" not in line
 
 
-def test_attention_is_where_it_was_asked_for():
-    """One block more than `blocks` on the way up, `blocks` on the way down, two in the middle."""
-
-    def count(attention: list[int], side: int) -> int:
-        net = UNet((1, side, side), channels=32, multipliers=[1, 2], blocks=1, attention=attention)
-        return sum(type(module).__name__ == "_Attention" for module in net.modules())
-
-    assert count([], 8) == 0
-    assert count([4], 8) == 1 + 2 + 2
-    assert count([8], 8) == 1 + 2
-    assert count([4, 8], 8) == 8
-    assert count([16], 32) == 1 + 2 + 2
-
-
-def test_attention_is_pytorchs_multi_head_attention():
-    """Over all pixels, in two heads, beside the input; PyTorch keeps queries, keys and values in the same order."""
-    net = UNet((1, 8, 8), channels=32, multipliers=[2], blocks=1, attention=[8], head_channels=32).double().eval()
-    attention = net.middle[0].attention
-    for parameter in attention.parameters():
-        nn.init.normal_(parameter, std=0.5)
-    reference = nn.MultiheadAttention(64, 2, batch_first=True).double()
-    weights = ("in_proj_weight", attention.qkv.weight), ("in_proj_bias", attention.qkv.bias)
-    for name, value in (*weights, ("out_proj.weight", attention.out.weight), ("out_proj.bias", attention.out.bias)):
-        reference.get_parameter(name).data.copy_(value)
-    h = normals(3, 64, 8, 8)
-    tokens = attention.norm(h).flatten(2).transpose(1, 2)
-    expected = h + reference(tokens, tokens, tokens, need_weights=False)[0].transpose(1, 2).view_as(h)
-    with torch.no_grad():
-        torch.testing.assert_close(attention(h), expected, rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize("multipliers", [[1], [1, 2], [1, 2, 2]])
-def test_skips_carry_the_image_past_the_middle(multipliers):
-    """What the network says still depends on the image, pixel by pixel, where the middle says nothing; and on the
-    middle, where the rest is the same."""
-    torch.manual_seed(0)
-    net = UNet((1, 8, 8), channels=32, multipliers=multipliers, blocks=1, attention=[]).double().eval()
-    for parameter in net.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    x, c_noise, _ = inputs((1, 8, 8))
-    with torch.no_grad():
-        whole = net(x, c_noise)
-        handle = net.middle[-1].register_forward_hook(lambda module, arguments, output: 0 * output)
-        without, changed = net(x, c_noise), net(x + normals(4, 1, 8, 8, seed=9), c_noise)
-        handle.remove()
-    assert (whole - without).abs().max() > 1e-6
-    assert ((changed - without).abs().flatten(1).mean(1) > 1e-3).all()
-
-
 def test_mlp_is_of_its_depth_and_width():
     net = MLP((3,), width=16, depth=5)
     assert len(net.blocks) == 5
     assert net.first.weight.shape == (16, 3)
-
-
-# The network as a denoiser
-
-
-class Seen(nn.Module):
-    """A network that keeps what it was given and answers with zeros."""
-
-    def __init__(self, dtype: torch.dtype = torch.float64):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros((), dtype=dtype))
-
-    def forward(self, x: Tensor, c_noise: Tensor, **cond: Tensor) -> Tensor:
-        self.x, self.c_noise, self.cond = x, c_noise, cond
-        return 0 * x
-
-
-@every("schedule")
-@pytest.mark.parametrize("std", [0.3, 1.0, 5.0])
-@pytest.mark.parametrize("k", [0.1, 1.0, None])
-def test_inputs_have_unit_variance_at_every_level(schedule, std, k):
-    alpha_t, sigma_t = Scaled(make("schedule", schedule), k)(torch.linspace(0, 1, 11, dtype=torch.float64)[:, None])
-    net = Seen()
-    x_t = alpha_t * std * normals(11, 20_000, seed=1) + sigma_t * normals(11, 20_000, seed=2)
-    Denoiser(net, make("target", "v"), std)(x_t, alpha_t, sigma_t)
-    torch.testing.assert_close(net.x.std(1), torch.ones(11).double(), rtol=0, atol=4 / math.sqrt(40_000))
-
-
-@every("schedule")
-def test_c_noise_is_a_quarter_of_log_sigma_over_alpha(schedule):
-    _, alpha_t, sigma_t = noisy_levels(make("schedule", schedule))
-    net = Seen()
-    Denoiser(net, make("target", "v"))(normals(len(alpha_t), 2), alpha_t, sigma_t, label=torch.arange(len(alpha_t)))
-    assert net.c_noise.shape == (len(alpha_t),)
-    torch.testing.assert_close(net.c_noise, (sigma_t / alpha_t).log().flatten() / 4, rtol=1e-12, atol=1e-12)
-    assert torch.equal(net.cond["label"], torch.arange(len(alpha_t)))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_c_noise_is_finite_at_the_clean_level_and_at_pure_noise(dtype):
-    net = Seen(dtype)
-    alpha_t, sigma_t = torch.eye(2, dtype=dtype)[:, :, None]
-    x_0_hat = Denoiser(net, make("target", "v"))(torch.ones(2, 1, dtype=dtype), alpha_t, sigma_t)
-    assert net.c_noise.isfinite().all()
-    assert net.c_noise.abs().max().item() == pytest.approx(math.log(1e6) / 4)
-    assert x_0_hat.isfinite().all()
-
-
-@pytest.mark.parametrize("weights", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-@pytest.mark.parametrize("sample", [torch.bfloat16, torch.float32, torch.float64])
-def test_the_estimate_has_the_type_of_x_t_and_the_network_its_own(weights, sample):
-    net = Seen(weights)
-    alpha_t, sigma_t = (value.to(sample) for value in Cosine()(torch.full((3, 1), 0.5)))
-    x_0_hat = Denoiser(net, make("target", "v"))(torch.ones(3, 2, dtype=sample), alpha_t, sigma_t)
-    assert x_0_hat.dtype == sample
-    assert net.x.dtype == weights
-    assert net.c_noise.dtype == torch.promote_types(weights, torch.float32)
-
-
-@every("target", "schedule")
-@pytest.mark.parametrize("k", [0.01, 0.1, 80.0, None])
-def test_the_scale_of_x_t_and_its_level_does_not_matter(target, schedule, k):
-    """None divides every sample by its own alpha_t."""
-    denoiser = Denoiser(network("mlp", (2,)), make("target", target), 0.7)
-    _, alpha_t, sigma_t = noisy_levels(make("schedule", schedule), 21)
-    x_t = alpha_t * normals(len(alpha_t), 2, seed=1) + sigma_t * normals(len(alpha_t), 2, seed=2)
-    scale = 1 / alpha_t if k is None else k
-    with torch.no_grad():
-        expected = denoiser(x_t, alpha_t, sigma_t)
-        found = denoiser(scale * x_t, scale * alpha_t, scale * sigma_t)
-    assert ((found - expected).abs() / (1 + expected.abs())).max() < 1e-9
-
-
-@every("target", "schedule")
-def test_a_denoiser_is_what_its_network_and_target_say(target, schedule):
-    """Written out, for a network that answers tanh of its input."""
-
-    class Tanh(Seen):
-        def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
-            return x.tanh() + c_noise[:, None]
-
-    y, (_, alpha_t, sigma_t) = make("target", target), noisy_levels(make("schedule", schedule))
-    x_t = normals(len(alpha_t), 4)
-    answer = (x_t / torch.hypot(0.7 * alpha_t, sigma_t)).tanh() + (sigma_t / alpha_t).log() / 4
-    expected = y.to_x_0(answer, x_t, alpha_t, sigma_t)
-    found = Denoiser(Tanh(), y, 0.7)(x_t, alpha_t, sigma_t)
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
-
-
-def test_a_zero_v_network_is_the_wiener_filter_of_unit_data():
-    """v = 0 says x_0 = alpha_t x_t/(alpha_t^2 + sigma_t^2): exact for white data, at any scale of the level."""
-    _, alpha_t, sigma_t = noisy_levels(Cosine())
-    x_t = normals(len(alpha_t), 4)
-    for k in (1.0, 80.0):
-        found = Denoiser(Seen(), make("target", "v"))(k * x_t, k * alpha_t, k * sigma_t)
-        torch.testing.assert_close(found, White()(k * x_t, k * alpha_t, k * sigma_t), rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("sigma_data", [0.0, -1.0, math.nan])
-def test_a_denoiser_wants_data_of_some_width(sigma_data):
-    with pytest.raises(ValueError, match=r"^sigma_data=.*: need a number > 0$"):
-        Denoiser(Seen(), make("target", "v"), sigma_data)

@@ -9,5 +9,4 @@ class ExactBuffers(nn.Module):
     """Buffers follow the module's device, never its dtype: tables and histories stay float64 under bf16-true."""
 
     def _apply(self, fn, recurse=True):
-        device = fn(zeros(())).device
-        return super()._apply(lambda buffer: buffer.to(device), recurse)
+        return super()._apply(lambda buffer: buffer.to(fn(zeros((), device=buffer.device)).device), recurse)

@@ -229,7 +229,7 @@ class ConsistencyTraining(Loss):
 
     def pairs(self, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
         """(r_n, r_{n+1}) of each time, float64, shaped like t."""
-        noisiest = (schedule.log_snr(torch.ones((), dtype=torch.float64, device=t.device)) / -2).exp()
+        noisiest = (schedule.log_snr(torch.ones(1, dtype=torch.float64, device=t.device)) / -2).exp()
         first, last = self.sigma_min ** (1 / self.rho), noisiest.clamp_max(self.sigma_max) ** (1 / self.rho)
         even = torch.linspace(0, 1, self.n, dtype=torch.float64, device=t.device)
         grid = (first + even * (last - first)) ** self.rho  # (N,)

@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from denoiselab.buffers import ExactBuffers
+
 NOISE_SCALE = 250.0
 """c_noise = log(sigma/alpha)/4 spans about +-3.5; times 250 it spans the sinusoids as t = 0..1000 does in DDPM."""
 
-WHOLE = 1e-3
-"""An index this close to a whole number is that number: c_noise in float32 places one to 1e-4."""
+WHOLE = 1e-6
+"""An index within this share of T of a whole number is that number: c_noise and t in float32 place it to 3e-7 T."""
 
 
 class NoiseEmbedding(nn.Module):
@@ -48,32 +50,41 @@ class LogSNR(NoiseEmbedding):
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-class _Indexed(NoiseEmbedding):
+class _Indexed(ExactBuffers, NoiseEmbedding):
     """Of the index 0..T-1 that the log-SNR has in the table of a schedule.
+
+    Along another schedule the index is that of the level with the same log-SNR; between two points of the table it is
+    in proportion, beyond its ends it is that of the end.
 
     Args:
         schedule: whose index it is; must not learn.
-        points: T of a schedule that has no table of its own, >= 2.
+        points: T of a schedule that has no table of its own, >= 2; None for 1,000 or the table's own.
     """
 
-    def __init__(self, schedule: Any, points: int = 1000):
+    c_noise_table: Tensor
+
+    def __init__(self, schedule: Any, points: int | None = None):
         super().__init__()
+        name = type(schedule).__name__
         if schedule.learns:
-            name = type(schedule).__name__
-            raise ValueError(f"schedule={name}: its index moves while it learns; need embedding=log_snr")
-        t = torch.linspace(0, 1, schedule.points or points, dtype=torch.float64, device=schedule.device)
-        # log(sigma/alpha)/4, rising; a plain attribute beside the module's tensors, which bf16-true would round.
-        self._c_noise = (schedule.log_snr(t) / -8).cpu()
+            raise ValueError(f"schedule={name}: need one that does not learn, so that its index stays, or log_snr")
+        if points is not None and (points < 2 or schedule.points not in (None, points)):
+            own = "at least 2" if schedule.points is None else f"the {schedule.points} of its table"
+            raise ValueError(f"points={points}: need {own}")
+        points = points or schedule.points or 1000
+        t = torch.linspace(0, 1, points, dtype=torch.float64, device=schedule.device)
+        table = schedule.log_snr(t) / -8  # log(sigma/alpha)/4, float64
+        if not bool((table.diff() > 0).all()):
+            raise ValueError(f"schedule={name}: need sigma/alpha between 1e-6 and 1e6, within which levels differ")
+        self.register_buffer("c_noise_table", table.to(torch.get_default_device()), persistent=False)
 
     def index(self, c_noise: Tensor) -> Tensor:
-        """The place of c_noise in the table, float32 in [0, T - 1], between its points in proportion."""
-        if self._c_noise.device != c_noise.device:
-            self._c_noise = self._c_noise.to(c_noise.device)
-        value, table = c_noise.double().contiguous(), self._c_noise
+        """The place of c_noise (B,) in the table, float32 in [0, T - 1]."""
+        value, table = c_noise.double().contiguous(), self.c_noise_table
         below = (torch.searchsorted(table, value) - 1).clamp(0, len(table) - 2)
         place = (below + (value - table[below]) / (table[below + 1] - table[below])).clamp(0, len(table) - 1)
         whole = place.round()
-        return torch.where((place - whole).abs() < WHOLE, whole, place).float()
+        return torch.where((place - whole).abs() < WHOLE * len(table), whole, place).float()
 
 
 class DDPM(_Indexed):
@@ -86,7 +97,7 @@ class DDPM(_Indexed):
 
 class ADM(_Indexed):
     """[cos, sin] of index f_i, f_i = 10000^(-i/half) (Nichol and Dhariwal 2021, arXiv:2102.09672, their code; ADM and
-    DiT use it too)."""
+    DiT use it too). The index is the table's own, not rescaled to 1,000 where T is another number."""
 
     def forward(self, c_noise: Tensor, channels: int) -> Tensor:
         angles = self.index(c_noise)[:, None] * ladder(channels // 2, channels // 2, c_noise.device)
@@ -98,10 +109,11 @@ class Dead(NoiseEmbedding):
     arXiv:2502.13129)."""
 
     def forward(self, c_noise: Tensor, channels: int) -> Tensor:
-        return torch.zeros(len(c_noise), channels, device=c_noise.device)
+        return torch.zeros(len(c_noise), channels, dtype=torch.float32, device=c_noise.device)
 
 
 def ladder(count: int, last: int, device: torch.device) -> Tensor:
-    """10000^(-i/last) for i = 0..count-1, float32; made where it is used and not a buffer, which bf16-true would
-    round."""
-    return torch.exp(-math.log(10_000) * torch.arange(count, device=device) / last)
+    """10000^(-i/last) for i = 0..count-1, float32 whatever the default dtype; made where it is used and not a buffer,
+    which bf16-true would round."""
+    i = torch.arange(count, dtype=torch.float32, device=device)
+    return torch.exp(-math.log(10_000) * i / last)

@@ -9,7 +9,7 @@ from denoiselab.models.embedding import LogSNR, NoiseEmbedding
 
 
 class Conditioner(nn.Module):
-    """The vector that conditions a network: MLP(features(c_noise)) + label token + W vector.
+    """The vector that conditions a network: MLP(features(c_noise)) + label token + W vector + b.
 
     It is computed in float32 under autocast too: it is small, and everything depends on it.
 
@@ -17,7 +17,7 @@ class Conditioner(nn.Module):
         channels: width of the noise level's features, even, >= 4.
         width: width of the result.
         num_classes: labels 0..num_classes-1 and a learned null token for label -1; 0 for no labels.
-        vector: entries of a free conditioning vector, with a learned null vector for one of NaN; 0 for none.
+        vector: entries of a free conditioning vector; those that are NaN are replaced by learned ones. 0 for none.
         embedding: of the noise level; None for LogSNR.
     """
 
@@ -30,6 +30,7 @@ class Conditioner(nn.Module):
         embedding: NoiseEmbedding | None = None,
     ):
         super().__init__()
+        require("channels", channels, channels >= 4 and channels % 2 == 0, "an even number >= 4")
         self.channels, self.num_classes = channels, num_classes
         self.embedding = embedding or LogSNR()
         self.mlp = nn.Sequential(nn.Linear(channels, width), nn.SiLU(), nn.Linear(width, width))
@@ -38,7 +39,7 @@ class Conditioner(nn.Module):
         self.null_vector = nn.Parameter(torch.zeros(vector)) if vector else None
 
     def forward(self, c_noise: Tensor, label: Tensor | None = None, vector: Tensor | None = None) -> Tensor:
-        with torch.autocast(c_noise.device.type, enabled=False):
+        with unmixed(c_noise.device.type):
             features = self.embedding(c_noise, self.channels)  # (B, channels), float32
             h = self.mlp(features.to(self.mlp[0].weight.dtype))  # (B, width)
             if self.label is not None:
@@ -59,6 +60,11 @@ class Conditioner(nn.Module):
         if vector is None:
             return self.vector(self.null_vector.expand(n, -1))
         return self.vector(torch.where(vector.isnan(), self.null_vector, vector.to(self.null_vector.dtype)))
+
+
+def unmixed(device: str) -> torch.autocast:
+    """A region without autocast, whatever the kind of device; meta, which has none, stands in the CPU's."""
+    return torch.autocast(device if torch.amp.is_autocast_available(device) else "cpu", enabled=False)
 
 
 def zeroed(module: nn.Module) -> nn.Module:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,23 +12,42 @@ from torch.nn import functional as F
 
 from denoiselab.models.embedding import NoiseEmbedding
 from denoiselab.models.layers import Conditioner, require, zeroed
+from denoiselab.models.unet_blocks import Attention, Block, Resample
+
+RESAMPLING = ("conv", "conv_after", "residual")
 
 
 class UNet(nn.Module):
-    """Residual blocks with scale-shift conditioning, self-attention at chosen resolutions and skip connections
+    """Residual blocks told of the noise level, self-attention at chosen sides, and skip connections
     (Ho et al. 2020, arXiv:2006.11239, appendix B; Dhariwal and Nichol 2021, arXiv:2105.05233, section 3).
+
+    On the way down each level has ``blocks`` blocks and then halves the side; the middle is block, attention, block;
+    on the way up each level has ``blocks`` + 1 blocks, which also see what a layer of the way down gave, and then
+    doubles the side.
+
+    DDPM's network is resample=conv_after, scale_shift=false, eps=1e-6 with one head, ADM's is resample=residual with
+    head_channels=64.
 
     Args:
         shape: one sample's shape (C, S, S).
         num_classes: 0 for no labels.
         vector: entries of a free conditioning vector; 0 for none.
+        low_res: channels of an image to be enlarged, which is made S x S bilinearly and set beside x; 0 for none.
         embedding: of the noise level; None for LogSNR.
-        channels: width of the first level, a multiple of 32.
-        multipliers: width of each level over channels; each level halves the side, so S must be divisible by
-            2^(levels - 1).
+        channels: width of the noise level's features, and the unit of the levels' widths; even, >= 4.
+        multipliers: width of each level over channels; S must be divisible by 2^(levels - 1).
         blocks: residual blocks per level, >= 1.
-        attention: sides at which blocks are followed by self-attention.
-        head_channels: channels per attention head.
+        attention: sides at which blocks are followed by self-attention, each S times a power of 2. One that no level
+            has is of no effect, so that an option can serve images of several sizes.
+        heads: of each attention.
+        head_channels: channels per head, in place of a number of heads.
+        resample: how the side changes; "conv": a convolution with stride 2, and doubled pixels before a convolution;
+            "conv_after": the same, with padding only after the image as in DDPM's code; "residual": means of 2x2
+            pixels and doubled pixels inside of a residual block.
+        scale_shift: blocks are told of the noise level by a scale and a shift, or by a shift alone.
+        groups: of the norms, a divisor of every width. With one channel in each, a block cannot see the means of its
+            channels, and a shift alone tells it nothing.
+        eps: of the norms, > 0.
         dropout: in [0, 1).
         outputs: tensors like x that it returns, stacked along the channels.
     """
@@ -36,67 +57,104 @@ class UNet(nn.Module):
         shape: Sequence[int],
         num_classes: int = 0,
         vector: int = 0,
+        low_res: int = 0,
         embedding: NoiseEmbedding | None = None,
         channels: int = 64,
-        multipliers: Sequence[int] = (1, 2),
+        multipliers: Sequence[float] = (1, 2),
         blocks: int = 2,
-        attention: Sequence[int] = (4,),
-        head_channels: int = 32,
-        dropout: float = 0.1,
+        attention: Sequence[int] = (),
+        heads: int = 1,
+        head_channels: int | None = None,
+        resample: str = "conv",
+        scale_shift: bool = True,
+        groups: int = 32,
+        eps: float = 1e-5,
+        dropout: float = 0.0,
         outputs: int = 1,
     ):
         super().__init__()
         require("shape", tuple(shape), len(shape) == 3, "images of shape (C, S, S); points want model=mlp")
         image_channels, height, side = shape
-        whole = len(multipliers) > 0 and all(isinstance(m, int) and m > 0 for m in multipliers)
-        require("multipliers", list(multipliers), whole, "whole numbers > 0, one per level")
-        halvings = 2 ** (len(multipliers) - 1)
         require("shape", tuple(shape), height == side, "a square image; crop or resize the data")
-        require("channels", channels, channels > 0 and channels % 32 == 0, "a multiple of 32")
-        require("blocks", blocks, blocks >= 1, "at least 1")
-        require("dropout", dropout, 0 <= dropout < 1, "a probability in [0, 1)")
+        require("channels", channels, channels >= 4 and channels % 2 == 0, "an even number >= 4")
+        require("groups", groups, groups >= 1, "at least 1")
+        widths = [channels * m for m in multipliers]
+        fit = len(widths) > 0 and all(w > 0 and w % groups == 0 for w in widths)
+        need = f"numbers > 0, one per level, that give multiples of groups={groups} when times channels={channels}"
+        require("multipliers", list(multipliers), fit, need)
+        widths, halvings = [int(w) for w in widths], 2 ** (len(widths) - 1)
         if side % halvings:
             raise ValueError(
-                f"multipliers={list(multipliers)}: {len(multipliers)} levels need a side divisible by {halvings}, "
+                f"multipliers={list(multipliers)}: {len(widths)} levels need a side divisible by {halvings}, "
                 f"the images have {side}"
             )
+        sides = [side // 2**level for level in range(len(widths))]
+        fit = all(a > 0 and math.log2(a / side).is_integer() for a in attention)
+        require("attention", list(attention), fit, f"sides that are {side} times a power of 2; the levels have {sides}")
+        require("blocks", blocks, blocks >= 1, "at least 1")
+        require("resample", resample, resample in RESAMPLING, f"one of {', '.join(RESAMPLING)}")
+        require("eps", eps, eps > 0, "a number > 0")
+        require("dropout", dropout, 0 <= dropout < 1, "a probability in [0, 1)")
 
-        width = 4 * channels
-        self.condition = Conditioner(channels, width, num_classes, vector, embedding)
-        self.first = nn.Conv2d(image_channels, channels, 3, padding=1)
+        self.shape, self.low_res = tuple(shape), low_res
+        self.widths, self.blocks, self.resample = widths, blocks, resample
+        self.attends = [s in attention for s in sides]
 
-        def block(c_in: int, c_out: int) -> nn.Module:
-            attend = _Attention(c_out, head_channels) if side in attention else nn.Identity()
-            return _Block(c_in, c_out, width, dropout, attend)
+        self.condition = Conditioner(channels, 4 * channels, num_classes, vector, embedding)
+        self.first = nn.Conv2d(image_channels + low_res, widths[0], 3, padding=1)
+        block = partial(Block, width=4 * channels, groups=groups, eps=eps, scale_shift=scale_shift, dropout=dropout)
 
-        self.down, skips, c = nn.ModuleList(), [channels], channels
-        for level, multiplier in enumerate(multipliers):
+        def attend(c: int) -> Attention:
+            return Attention(c, number_of_heads(c, heads, head_channels), groups, eps)
+
+        def resampler(c: int, factor: float) -> nn.Module:
+            if resample == "residual":
+                return block(c, c, factor=factor)
+            return Resample(c, factor, pad_after=resample == "conv_after")
+
+        self.down, skips, c = nn.ModuleList(), [widths[0]], widths[0]
+        for level, width in enumerate(widths):
             for _ in range(blocks):
-                self.down.append(block(c, channels * multiplier))
-                c = channels * multiplier
+                self.down.append(block(c, width, attention=attend(width) if self.attends[level] else None))
+                c = width
                 skips.append(c)
-            if level < len(multipliers) - 1:
-                self.down.append(_Resample(nn.Conv2d(c, c, 3, stride=2, padding=1)))
+            if level < len(widths) - 1:
+                self.down.append(resampler(c, 0.5))
                 skips.append(c)
-                side //= 2
 
-        self.middle = nn.ModuleList([block(c, c), block(c, c)])
+        self.middle = nn.ModuleList([block(c, c, attention=attend(c)), block(c, c)])
 
         self.up = nn.ModuleList()
-        for level, multiplier in reversed(list(enumerate(multipliers))):
+        for level, width in reversed(list(enumerate(widths))):
             for _ in range(blocks + 1):
-                self.up.append(block(c + skips.pop(), channels * multiplier))
-                c = channels * multiplier
+                self.up.append(block(c + skips.pop(), width, attention=attend(width) if self.attends[level] else None))
+                c = width
             if level:
-                self.up.append(_Resample(nn.Sequential(nn.Upsample(scale_factor=2.0), nn.Conv2d(c, c, 3, padding=1))))
-                side *= 2
+                self.up.append(resampler(c, 2))
 
-        self.last = nn.Sequential(_norm(c), nn.SiLU(), zeroed(nn.Conv2d(c, outputs * image_channels, 3, padding=1)))
-        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        last = zeroed(nn.Conv2d(c, outputs * image_channels, 3, padding=1))
+        self.last = nn.Sequential(nn.GroupNorm(groups, c, eps), nn.SiLU(), last)
 
-    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, vector: Tensor | None = None) -> Tensor:
+    @property
+    def units(self) -> list[nn.Module]:
+        """Its blocks in order: what is recomputed, compiled or sharded as one."""
+        return [*self.down, *self.middle, *self.up]
+
+    def forward(
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        label: Tensor | None = None,
+        vector: Tensor | None = None,
+        low_res: Tensor | None = None,
+    ) -> Tensor:
         embedding = F.silu(self.condition(c_noise, label, vector))  # (B, 4 channels)
-        h = self.first(x.contiguous(memory_format=torch.channels_last))  # (B, channels, S, S)
+        if self.low_res:
+            assert low_res is not None, "this network enlarges an image: it needs low_res"
+            x = torch.cat([x, F.interpolate(low_res.to(x.dtype), x.shape[-2:], mode="bilinear")], dim=1)
+        # cuDNN is faster with channels last; oneDNN is not, and its sums are less exact there.
+        x = x.contiguous(memory_format=torch.channels_last if x.is_cuda else torch.contiguous_format)
+        h = self.first(x)  # (B, widths[0], S, S)
         skips = [h]
         for layer in self.down:
             h = layer(h, embedding)
@@ -104,66 +162,17 @@ class UNet(nn.Module):
         for layer in self.middle:
             h = layer(h, embedding)
         for layer in self.up:
-            if isinstance(layer, _Block):
+            if layer.factor == 1:
                 h = torch.cat([h, skips.pop()], dim=1)
             h = layer(h, embedding)
         return self.last(h).contiguous()  # (B, outputs C, S, S)
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    """32 groups of at least 4 channels: with one channel each, a block could not see its channels' means."""
-    return nn.GroupNorm(min(32, channels // 4), channels)
-
-
-class _Block(nn.Module):
-    """norm, SiLU, conv, scale-shift norm, SiLU, dropout, zero conv; plus the input; then attention."""
-
-    def __init__(self, c_in: int, c_out: int, width: int, dropout: float, attention: nn.Module):
-        super().__init__()
-        self.norm_1, self.conv_1 = _norm(c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.modulation = nn.Linear(width, 2 * c_out)
-        self.norm_2, self.conv_2 = _norm(c_out), zeroed(nn.Conv2d(c_out, c_out, 3, padding=1))
-        self.dropout = nn.Dropout(dropout)
-        self.shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
-        self.attention = attention
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
-        h = self.conv_1(F.silu(self.norm_1(x)))
-        h = F.silu(self.norm_2(h) * (1 + scale) + shift)
-        h = self.conv_2(self.dropout(h))
-        return self.attention(self.shortcut(x) + h)
-
-
-class _Attention(nn.Module):
-    """Multi-head self-attention over the pixels, added to its input."""
-
-    def __init__(self, channels: int, head_channels: int):
-        super().__init__()
-        require(
-            "head_channels",
-            head_channels,
-            head_channels > 0 and channels % head_channels == 0,
-            f"a divisor of the width {channels}",
-        )
-        self.heads = channels // head_channels
-        self.norm = _norm(channels)
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.out = zeroed(nn.Linear(channels, channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)  # (B, N, C)
-        qkv = self.qkv(tokens).view(batch, -1, 3, self.heads, channels // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, N, C/heads) each
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, -1, channels)
-        return x + self.out(attended).view(batch, height, width, channels).permute(0, 3, 1, 2)
-
-
-class _Resample(nn.Module):
-    def __init__(self, layer: nn.Module):
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        return self.layer(x)
+def number_of_heads(c: int, heads: int, head_channels: int | None) -> int:
+    """Of an attention over c channels."""
+    if head_channels is None:
+        require("heads", heads, heads > 0 and c % heads == 0, f"a divisor of the width {c}")
+        return heads
+    require("heads", heads, heads == 1, f"1 where head_channels={head_channels} is given")
+    require("head_channels", head_channels, head_channels > 0 and c % head_channels == 0, f"a divisor of the width {c}")
+    return c // head_channels
