@@ -90,13 +90,16 @@ def _check(checkpoint: Any, path: Path) -> None:
 
 def newest(folder: Path, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
     """The valid checkpoint with the highest step in a folder, and its content; bad ones are warned about."""
-    found = []
+    best = None
     for path in sorted(folder.glob("*.ckpt")):
         try:
-            found.append((path, load(path)))
+            found = (path, load(path))
         except CheckpointError as error:
             warn(f"passing over a bad checkpoint: {error}")
-    return max(found, key=lambda pair: pair[1]["global_step"], default=None)
+            continue
+        if best is None or found[1]["global_step"] > best[1]["global_step"]:
+            best = found
+    return best
 
 
 def _sidecar(path: Path) -> Path:

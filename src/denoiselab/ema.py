@@ -6,6 +6,7 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 class EMA(nn.Module):
@@ -30,17 +31,17 @@ class EMA(nn.Module):
         self.decay, self.warmup = decay, warmup
         self.model = copy.deepcopy(model).float().requires_grad_(False).eval()
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
-        self._count: int | None = None  # of updates, on the host; read from the buffer once, after loading
-        self.register_load_state_dict_post_hook(lambda module, _: setattr(module, "_count", None))
+        self._count = 0  # of updates, on the host, where asking the buffer would wait for the device
+        self.register_load_state_dict_post_hook(lambda module, _: setattr(module, "_count", int(module.updates)))
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """One step towards the model's weights; buffers are copied. Call it once per optimizer step."""
-        self._count = (int(self.updates) if self._count is None else self._count) + 1
+        self._count += 1
         self.updates.fill_(self._count)
         pull = max(1 - self.decay, 9 / (10 + self._count)) if self.warmup else 1 - self.decay
-        averages: list[Tensor] = [*self.model.parameters()]
-        live = [p.detach().to(a.dtype) for p, a in zip(model.parameters(), averages, strict=True)]
+        averages = [local(p) for p in self.model.parameters()]
+        live = [local(p) if p.dtype == torch.float32 else local(p).float() for p in model.parameters()]
         torch._foreach_lerp_(averages, live, pull)
         for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
             mine.copy_(theirs)
@@ -51,5 +52,9 @@ class EMA(nn.Module):
 
     def _apply(self, fn, recurse=True):
         """Follow the device, never the dtype."""
-        device = fn(torch.zeros(())).device
-        return super()._apply(lambda tensor: tensor.to(device), recurse)
+        return super()._apply(lambda tensor: tensor.to(fn(torch.zeros((), device=tensor.device)).device), recurse)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The piece of a sharded tensor that lies here; an average is cut like what it follows."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -83,6 +83,8 @@ class Checkpoints(Periodic):
                             path.replace(self.folder / f"{name}.{suffix}")
             self.failures = 0
         except OSError as error:
+            if trainer.world_size > 1:
+                trainer.strategy.barrier()  # which the other ranks are waiting at
             self.failures += 1
             message = f"cannot save in {self.folder}: {error.strerror or error}"
             if self.failures >= self.max_failures:
