@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from denoiselab import sharding, speed
 from denoiselab.conditioning import Drop
 from denoiselab.data.base import Batch, Data
 from denoiselab.data.codec import Codec
+from denoiselab.data.loader import Loader
 from denoiselab.data.stream import Stream
 from denoiselab.denoiser import Denoiser
 from denoiselab.ema import EMA
@@ -25,10 +27,15 @@ from denoiselab.timesteps import Place, Timesteps
 
 
 class Clock:
-    """Seconds spent on training itself: evaluations pause it."""
+    """Seconds spent on training itself: evaluations pause it.
 
-    def __init__(self) -> None:
+    Args:
+        evaluating: what holds while it stands still.
+    """
+
+    def __init__(self, evaluating: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
         self.started, self.paused_for = time.perf_counter(), 0.0
+        self.evaluating = evaluating
 
     def seconds(self) -> float:
         return time.perf_counter() - self.started - self.paused_for
@@ -37,7 +44,8 @@ class Clock:
     def paused(self) -> Iterator[None]:
         begin = time.perf_counter()
         try:
-            yield
+            with self.evaluating():
+                yield
         finally:
             self.paused_for += time.perf_counter() - begin
 
@@ -53,6 +61,7 @@ class Diffusion(pl.LightningModule):
         seed: the run's.
         batch_size: the global batch.
         gradient_clip: bound on the gradient's norm; None for none.
+        compiled, recomputed: whether the network's units are, in training (speed.py).
     """
 
     def __init__(
@@ -70,6 +79,8 @@ class Diffusion(pl.LightningModule):
         seed: int,
         batch_size: int,
         gradient_clip: float | None,
+        compiled: bool = False,
+        recomputed: bool = False,
     ):
         super().__init__()
         self.denoiser, self.schedule, self.loss, self.codec = denoiser, schedule, loss, codec
@@ -78,11 +89,34 @@ class Diffusion(pl.LightningModule):
         self.make_optimizer, self.lr_schedule = optimizer, lr_schedule
         self.seed, self.batch_size = seed, batch_size
         self.gradient_clip = gradient_clip or math.inf
-        self.clock = Clock()
+        self.compiled, self.recomputed, self.configured = compiled, recomputed, False
+        self.clock = Clock(self._evaluating)
         self.stepped, self.micro = False, 0
         self.seen: list[tuple[Tensor, ...]] = []  # what the micro-batches of this step tell those who learn from them
         self.gradient_norm: Tensor | None = None
         self.bad_step: Tensor | None = None
+
+    def configure_model(self) -> None:
+        """Prepare the network for training, once: the averages are copies already, and stay as they are."""
+        if self.configured:
+            return
+        self.configured = True
+        if self.recomputed:
+            speed.recompute(self.denoiser.net)
+        if self.device_mesh is not None:
+            sharding.shard(self, self.device_mesh["data_parallel"])
+        if self.compiled:
+            speed.compile(self.denoiser.net)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Whole weights, for one rank may ask a network alone; and nothing compiled, since shapes differ there."""
+        with ExitStack() as stack:
+            if self.device_mesh is not None:
+                stack.enter_context(sharding.whole(self))
+            if self.compiled:
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            yield
 
     def place(self) -> Place:
         """Where in the run the present micro-batch is."""
@@ -102,7 +136,13 @@ class Diffusion(pl.LightningModule):
         if self.micro == 0:
             self.timesteps.advance(place.samples_seen)
             self.loss.advance(place.samples_seen)
-        torch.manual_seed(mix(self.seed, "step", place.rank, place.samples_seen, place.micro))
+        self._reseed(mix(self.seed, "step", place.rank, place.samples_seen, place.micro))
+
+    def _reseed(self, seed: int) -> None:
+        """The generators that this step can draw from; torch.manual_seed asks after every kind of device there is."""
+        torch.default_generator.manual_seed(seed)
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         x_0, cond = batch["x_0"], self.drop(batch["cond"])
@@ -141,8 +181,11 @@ class Diffusion(pl.LightningModule):
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
         """Clip by the norm, which is kept for the log."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            scaler.unscale_(optimizer)  # a fused optimizer would do it in its step, and the scaled norm be clipped
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self.gradient_norm = nn.utils.clip_grad_norm_(parameters, self.gradient_clip)
+        self.gradient_norm = sharding.full(nn.utils.clip_grad_norm_(parameters, self.gradient_clip))
         if self.trainer.precision != "16-mixed":  # whose scaler meets infinities on purpose and skips them
             self._watch(self.gradient_norm)
 
@@ -177,7 +220,7 @@ class Feed(pl.LightningDataModule):
         super().__init__()
         self.data, self.seed, self.start = data, seed, start
 
-    def train_dataloader(self) -> torch.utils.data.DataLoader:
+    def train_dataloader(self) -> Loader:
         trainer = self.trainer
         assert trainer is not None
         stream = Stream(
@@ -188,8 +231,9 @@ class Feed(pl.LightningDataModule):
             trainer.world_size,
             trainer.accumulate_grad_batches,
             self.start,
+            self.data.block,
         )
-        return torch.utils.data.DataLoader(
+        return Loader(
             self.data.train,
             batch_sampler=stream,
             collate_fn=_whole,  # pyright: ignore[reportArgumentType]

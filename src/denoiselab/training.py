@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -19,15 +20,18 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from denoiselab import checkpoint
 from denoiselab.callbacks import Checkpoints, ProgressBar, TrainingMetrics
 from denoiselab.compose import Composed, to_yaml
+from denoiselab.data.base import Data
 from denoiselab.errors import CheckpointError, UserError
 from denoiselab.evaluation import address, evaluate
 from denoiselab.experiment import Parts, identity, resolve
+from denoiselab.files import write_text
 from denoiselab.loggers import JsonLines
 from denoiselab.module import Diffusion, Feed
 from denoiselab.rng import mix
 from denoiselab.run import PREFIX, Run, by_content, find_checkpoint
 from denoiselab.run_folder import RunFolder, slug
 from denoiselab.schedule import Schedule
+from denoiselab.sharding import Sharded
 from denoiselab.version import CHECKPOINT_VERSION
 
 
@@ -65,18 +69,25 @@ class Job:
         parts = Parts(config)
         parts.check()
         parts.check_used(composed.overrides)
+        _ = parts.data.train  # a set without samples says so before anything is written
         self.start = _initial(config, parts.schedule) if config["init_from"] else None
         sha = f"{config['init_weights']}:{checkpoint.sha256(self.start)}" if self.start else None
-        self.identity = identity(by_content(config), sha)
+        self.identity = identity(by_content({**config, "data": parts.data.by_content(config["data"])}), sha)
         self.evaluation_address = address(config)
         self.folder = RunFolder(Path(config["output_dir"]) / config["name"] / slug(self.identity), self.identity)
         self.rank_zero = rank_zero_only.rank == 0  # Lightning's reading of torchrun's, SLURM's and its own variables
         self._check_batch()
 
     def _check_batch(self) -> None:
-        """The global batch must divide evenly; a bare Trainer knows what devices=auto means."""
+        """The global batch must divide evenly, and there must be something to shard over; a bare Trainer knows what
+        devices=auto means."""
         world = self.make_trainer([], []).world_size
         trainer, batch = self.config["trainer"], self.config["data"]["batch_size"]
+        if trainer["strategy"] == "fsdp" and world == 1:
+            raise UserError(
+                "trainer.strategy=fsdp: divides a network over devices, and here is 1; need trainer.devices=2 or more, "
+                "or trainer=default"
+            )
         if batch % (world * trainer["accumulate"]):
             raise UserError(
                 f"data.batch_size={batch}: the global batch must divide by devices x accumulate = {world} x "
@@ -93,7 +104,7 @@ class Job:
             return pl.Trainer(
                 accelerator=accelerator,
                 devices=config["devices"],
-                strategy=config["strategy"],
+                strategy=Sharded() if config["strategy"] == "fsdp" else config["strategy"],
                 precision=config["precision"],
                 max_steps=config["max_steps"],
                 max_epochs=-1,
@@ -142,10 +153,7 @@ class Job:
             torch.set_num_threads(trainer_config["threads"])
         torch.set_float32_matmul_precision(trainer_config["matmul_precision"])
         steps, path = trainer_config["max_steps"], self.folder.path
-        resume = checkpoint.newest(path / "checkpoints", warn=lambda line: say(f"warning: {line}"))
-        if resume is not None:
-            self._check_ours(*resume)
-            self.step = resume[1]["global_step"]
+        resume = self._newest()
         if self.step >= steps:
             say(f"{path.name}: {self.step} steps already done")
             return
@@ -165,6 +173,8 @@ class Job:
             seed=config["seed"],
             batch_size=parts.data.batch_size,
             gradient_clip=trainer_config["gradient_clip"],
+            compiled=trainer_config["compile"],
+            recomputed=trainer_config["recompute"],
         )
         if self.start and resume is None:
             for line in start_from(module, self.start, config):
@@ -195,10 +205,17 @@ class Job:
             trainer.fit(
                 module,
                 datamodule=Feed(parts.data, config["seed"], self.step),
-                ckpt_path=resume[0] if resume else None,
+                ckpt_path=resume,
                 weights_only=True,
             )
+        except Exception as error:
+            if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                reason = " ".join(str(error).split())[:200]
+                raise UserError(f"trainer.compile=true: {reason}; trainer.compile=false trains all the same") from error
+            raise
         finally:
+            if self.rank_zero:
+                _tell_skipped(parts.data, path)
             self.step = max(self.step, trainer.global_step)
             sys.argv = arguments
             os.environ.clear()
@@ -211,9 +228,16 @@ class Job:
         folder = self.composed.config_dir
         return [*(["--config-dir", str(folder)] if folder else []), *self.composed.overrides]
 
-    def _check_ours(self, file: Path, content: dict[str, Any]) -> None:
+    def _newest(self) -> Path | None:
+        """The checkpoint to go on from, and ``step``; its content is not kept, which is four times the network."""
+        found = checkpoint.newest(self.folder.path / "checkpoints", warn=lambda line: say(f"warning: {line}"))
+        if found is None:
+            return None
+        file, content = found
         if content["denoiselab"].get("identity") != self.identity:
             raise CheckpointError(f"{file}: belongs to another run than {self.folder.path.name}; move it away")
+        self.step = content["global_step"]
+        return file
 
     def _loggers(self, parts: Parts) -> list[Logger]:
         path = self.folder.path
@@ -301,6 +325,13 @@ def _initial(config: dict[str, Any], schedule: Schedule) -> Path:
                     "that is meant"
                 )
     return file
+
+
+def _tell_skipped(data: Data, folder: Path) -> None:
+    """List the bad samples that another was taken for."""
+    if skipped := getattr(data.train, "skipped", []):
+        write_text(folder / "bad_samples.jsonl", "".join(f"{json.dumps(row)}\n" for row in skipped))
+        say(f"{len(skipped)} bad samples were passed over: {folder / 'bad_samples.jsonl'}")
 
 
 def _finish(loggers: list[Logger], failed: bool) -> None:

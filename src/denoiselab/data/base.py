@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from denoiselab.data.codec import Codec
 from denoiselab.data.stream import Address
+from denoiselab.rng import generator
 
 Batch = dict[str, Any]
 """{"x_0": (B, ...), "id": (B,), "cond": {"label": (B,)}}."""
@@ -36,9 +37,19 @@ class Samples(Dataset):
         return self.batch(torch.tensor([index for _, index in addresses]))
 
     def batch(self, index: Tensor | slice) -> Batch:
-        """The samples at these positions."""
+        """The samples at these positions, as they are: never augmented."""
         cond = {} if self.label is None else {"label": self.label[index]}
         return {"x_0": self.x_0[index], "id": self.ids[index], "cond": cond}
+
+    def draw(self, n: int, seed: int = 0) -> Batch:
+        """n different samples, or all where there are fewer, that depend on nothing but the seed; for measurements,
+        which need not hold a whole data set in memory."""
+        return self.batch(some(len(self), n, seed))
+
+
+def some(total: int, n: int, seed: int = 0) -> Tensor:
+    """min(n, total) different positions below total, in rising order, fixed by the seed."""
+    return torch.randperm(total, generator=generator(seed, "draw"))[:n].sort().values
 
 
 class Data:
@@ -57,6 +68,8 @@ class Data:
     """Channels of cond["low_res"], an image to be enlarged; 0 where there is none."""
     bins: int | None = None
     """Values are this many equally spaced levels from -1 to 1; None for real values."""
+    block: int = 0
+    """Of the order of samples (``Stream``); 0 for a permutation of all."""
     codec: Codec
     train: Samples
     held_out: Samples
@@ -67,3 +80,8 @@ class Data:
         if workers < 0:
             raise ValueError(f"workers={workers}: need a number >= 0")
         self.batch_size, self.workers = batch_size, workers
+
+    def by_content(self, options: dict[str, Any]) -> dict[str, Any]:
+        """These options with what is read from files in the place of where the files lie, for a run's address: a
+        moved folder is the same data, a changed one is not."""
+        return options

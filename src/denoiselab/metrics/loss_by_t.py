@@ -92,7 +92,7 @@ def held_out_losses(
     The denoiser and the loss are put in evaluation mode for the time.
     """
     ids = held_out.ids[rank::world]
-    u, eps = _draws(ids.tolist(), tuple(held_out.x_0.shape[1:]), seed, repeats)
+    u, eps = _draws(ids.tolist(), tuple(held_out.batch(slice(0, 1))["x_0"].shape[1:]), seed, repeats)
     sample = torch.arange(len(held_out))[rank::world].repeat_interleave(repeats)
     t = (torch.arange(repeats).repeat(len(ids)) + u.repeat_interleave(repeats)) / repeats
     t = t.clamp_min(schedule.earliest)

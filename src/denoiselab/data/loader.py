@@ -1,0 +1,68 @@
+"""PyTorch's loader, made to say in one line that one of its processes died."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+PATIENCE = 2.0
+"""Seconds that a process may take to be seen dead after its pipe broke."""
+
+
+class LoaderDied(RuntimeError):
+    """A loader process ended without being asked to."""
+
+    status = 1
+
+
+class Loader(DataLoader):
+    """A ``DataLoader`` that ends with ``LoaderDied`` when one of its processes is killed.
+
+    PyTorch notices within seconds, as a RuntimeError out of a signal handler or as a broken connection, whichever
+    comes first. What a process raises itself arrives as it is.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        batches = super().__iter__()
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except Exception as error:
+                line = None
+                if isinstance(error, RuntimeError | OSError | EOFError):
+                    line = _death(getattr(batches, "_workers", []))
+                self._stop(batches)
+                if line is None:
+                    raise
+                raise LoaderDied(line) from None
+            yield batch
+
+    def _stop(self, batches: Any) -> None:
+        """End the processes now: left to the collector of garbage, each takes five seconds."""
+        if self.num_workers:
+            batches._shutdown_workers()
+            self._iterator = None
+
+
+def _death(workers: list[Any]) -> str | None:
+    """How a process ended, if one did."""
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        with contextlib.suppress(RuntimeError):  # the signal handler's, where the broken connection came first
+            for worker in workers:
+                if worker.exitcode:
+                    code = worker.exitcode
+                    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+                    reason = "; memory may have run out: try fewer data.workers" if -code == signal.SIGKILL else ""
+                    return f"data: loader process {worker.pid}, one of {len(workers)}, {how}{reason}"
+            if not workers:
+                return None
+            time.sleep(0.02)
+    return None
