@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format pictures bench proofs clean
+.PHONY: demo test check format pictures bench bench-gpu proofs clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -28,11 +28,16 @@ pictures: demo
 	$(BIN)/python scripts/draw_architecture.py
 	$(BIN)/python scripts/draw_weightings.py
 
-# Training against a bare PyTorch loop, sampler arithmetic against diffusers, the importance sampler against a loop.
+# Training against a bare PyTorch loop, networks and samplers against diffusers, the importance sampler against a loop.
 bench: .venv/installed
-	$(BIN)/python scripts/bench_overhead.py --output docs/benchmarks/overhead_cpu.json
-	$(BIN)/python scripts/bench_samplers.py --output docs/benchmarks/samplers_cpu.json
-	$(BIN)/python scripts/bench_importance.py --output docs/benchmarks/importance_cpu.json
+	$(BIN)/denoiselab bench part=training device=cpu output=docs/benchmarks/overhead_cpu.json
+	$(BIN)/denoiselab bench part=networks device=cpu output=docs/benchmarks/networks_cpu.json
+	$(BIN)/denoiselab bench part=sampling device=cpu output=docs/benchmarks/samplers_cpu.json
+	$(BIN)/denoiselab bench part=importance device=cpu output=docs/benchmarks/importance_cpu.json
+
+# Networks in bfloat16 against diffusers', and training at full size; on a machine with a GPU.
+bench-gpu: .venv/installed
+	$(BIN)/denoiselab bench part=[networks,gpu] output=docs/benchmarks/gpu.json
 
 # What takes minutes: kill -9 at many points, each compared bit for bit.
 proofs: .venv/installed

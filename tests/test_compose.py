@@ -6,6 +6,7 @@ import itertools
 import re
 
 import pytest
+import torch
 import yaml
 
 from denoiselab.compose import compose, conf_dir, options, plain, read_yaml, sweep, to_yaml
@@ -13,11 +14,14 @@ from denoiselab.errors import UserError
 from denoiselab.experiment import Parts, identity, resolve
 from denoiselab.run_folder import digest
 from exact import OPEN, needing
+from networks import natural_shape
+from test_data_options import FILES
 
 GROUPS = options()
 DATA = {"mlp": ["data=8gaussians", "metrics=points"], "8gaussians": ["model=mlp", "metrics=points"]}
 DATA["points"] = ["data=8gaussians", "model=mlp", "metrics=points"]
-ALONE = {group: names for group, names in GROUPS.items() if group not in ("trainer", "logger")}
+ALONE = {group: names for group, names in GROUPS.items() if group not in ("trainer", "logger", "model")}
+ALONE["data"] = [name for name in GROUPS["data"] if name not in FILES]  # those are made in test_data_options
 
 
 @pytest.mark.parametrize(("group", "option"), [(g, o) for g, names in ALONE.items() for o in names])
@@ -26,6 +30,18 @@ def test_every_option_composes_and_its_objects_are_made(group: str, option: str,
     fitting += needing(option, example_run)
     fitting += ["loss=learned_hybrid"] if option == "ddpm_learned" else []
     Parts(resolve(compose("train", [f"{group}={option}", *fitting]))).check()
+
+
+@pytest.mark.parametrize("model", GROUPS["model"])
+def test_every_network_composes_and_is_made_at_its_own_size(model: str):
+    """On the meta device, where it costs nothing, with all that is made of it."""
+    data = ["data=unknown", f"data.shape={[*natural_shape(model)]}", "metrics=none"]
+    parts = Parts(resolve(compose("train", [f"model={model}", *data])))
+    assert parts.data.shape
+    assert parts.schedule.points == 1000
+    with torch.device("meta"):
+        assert next(parts.denoiser.parameters()).is_meta
+    parts.check()
 
 
 @pytest.mark.parametrize("option", OPEN)

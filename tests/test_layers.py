@@ -20,11 +20,14 @@ LAYERS = {
     "errors files version trust rows buffers _torchvision __init__ __main__": {"torch"},
     "schedule target consistency gaussian weighting timesteps denoiser guidance loss models": MATHEMATICS,
     "sampler likelihood": MATHEMATICS | {"torchdiffeq"},
-    "rng conditioning curve lr_schedule ema checkpoint": MATHEMATICS,
-    "data metrics pictures": MEASURING,
+    "exchange": MATHEMATICS | {"safetensors"},
+    "rng conditioning curve lr_schedule ema checkpoint summary speed": MATHEMATICS,
+    "data": MEASURING | {"datasets", "webdataset"},
+    "metrics pictures": MEASURING,
     "report": {"jinja2", "markupsafe", "pandas", "numpy", "scipy", "matplotlib", "PIL", "yaml"},
-    "module callbacks loggers training evaluation run run_folder": TRAINING,
+    "module sharding callbacks loggers training evaluation run run_folder": TRAINING,
     "compose experiment cli": CONFIGURING,
+    "bench": TRAINING | {"diffusers"},
 }
 STANDARD = __import__("sys").stdlib_module_names
 
@@ -33,6 +36,7 @@ FORBIDDEN = {
         *("data", "metrics", "callbacks", "module", "training", "evaluation", "experiment", "compose", "run", "cli"),
     ),
     "data metrics ema": ("callbacks", "module", "training", "evaluation", "experiment", "compose", "run", "cli"),
+    "exchange": ("data", "callbacks", "module", "training", "evaluation", "experiment", "compose", "run", "cli"),
     "module callbacks loggers": ("training", "evaluation", "experiment", "compose", "run", "cli"),
     "report": ("module", "training", "evaluation", "experiment", "compose", "run", "cli", "checkpoint", "schedule"),
 }

@@ -46,6 +46,7 @@ def test_every_shipped_configuration_passes():
         for name in names:
             overrides = ["data=8gaussians", "model=mlp", "metrics=points"] if name in ("8gaussians", "mlp") else []
             overrides += needing(name, "a")
+            overrides += ["data.root=a"] if name in ("huggingface", "image_folder", "shards") else []
             trust.check(plain(compose("train", [f"{group}={name}", *overrides])), f"{group}={name}")
 
 

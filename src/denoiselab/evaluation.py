@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from denoiselab.data.base import Samples
 from denoiselab.errors import NonFiniteLoss
 from denoiselab.experiment import Parts
 from denoiselab.files import write_text
@@ -46,6 +47,7 @@ def evaluate(run: Run, parts: Parts, rerun: bool = False) -> Path:
         _tell(f"already evaluated: {folder}")
         return folder
 
+    metrics, held_out = parts.metrics, parts.data.held_out  # asked for before sampling: a set may have no samples
     started = time.perf_counter()
     cond = run.cond(n)
     label = cond.get("label")
@@ -53,8 +55,8 @@ def evaluate(run: Run, parts: Parts, rerun: bool = False) -> Path:
     if not bool(generated.isfinite().all()):
         raise NonFiniteLoss(f"{run.folder}: the sampler gave values that are not finite; nothing was measured")
     records = [
-        *(found for metric in parts.metrics.values() for found in metric.measure(generated, label, parts.data)),
-        _held_out_loss(run, parts, buckets := {}),
+        *(found for metric in metrics.values() for found in metric.measure(generated, label, parts.data)),
+        _held_out_loss(run, held_out, buckets := {}),
     ]
     protocol = {
         **{group: config[group] for group in ("sampler", "spacing", "guidance")},
@@ -97,11 +99,9 @@ def describe(record: Measurement) -> str:
     return f"  {record.name:24}{record.value:<10.4g}" + (f"({controls})" if controls else "")
 
 
-def _held_out_loss(run: Run, parts: Parts, buckets: dict[str, Any]) -> Measurement:
+def _held_out_loss(run: Run, held_out: Samples, buckets: dict[str, Any]) -> Measurement:
     """The training loss on held-out data at fixed noise; its buckets are written into the given dict."""
-    found, total = held_out_losses(
-        run.denoiser, run.schedule, parts.data.held_out, loss=run.loss, repeats=10, device=run.device
-    )
+    found, total = held_out_losses(run.denoiser, run.schedule, held_out, loss=run.loss, repeats=10, device=run.device)
     buckets.update(found.row("buckets/val"))
     return Measurement(
         "held_out_loss",
@@ -111,7 +111,7 @@ def _held_out_loss(run: Run, parts: Parts, buckets: dict[str, Any]) -> Measureme
             "loss": run.loss.formula,
             "t": "uniform",
             "repeats": 10,
-            "n_real": len(parts.data.held_out),
+            "n_real": len(held_out),
         },
     )
 

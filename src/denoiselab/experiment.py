@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from denoiselab import speed
 from denoiselab.compose import Composed, compose, plain
 from denoiselab.conditioning import Drop
 from denoiselab.data.base import Data
@@ -39,7 +40,7 @@ def build(*overrides: str) -> Parts:
     >>> parts.weighting.formula
     'SNR'
     >>> sum(p.numel() for p in parts.model.parameters())
-    773185
+    756417
     """
     return Parts(resolve(compose("train", overrides)))
 
@@ -218,6 +219,9 @@ class Parts:
 
     @cached_property
     def model(self) -> Any:
+        return self._network()
+
+    def _network(self) -> Any:
         from hydra.utils import get_class
 
         target = self.config["model"]["_target_"]
@@ -274,28 +278,51 @@ class Parts:
         return made
 
     def check(self) -> None:
-        """Make everything once, so that a configuration that cannot work is refused before anything is written."""
-        config = self.config
+        """Make everything once, so that a configuration that cannot work is refused before anything is written.
+
+        The network has shapes and no weights, so that the largest is answered for at once; it is not kept.
+        """
+        config, before = self.config, {"data", *self.__dict__}
         for name in ("max_steps", "accumulate", "log_every", "checkpoint_every"):
             if config["trainer"][name] < 1:
                 raise UserError(f"trainer.{name}={config['trainer'][name]}: need at least 1")
         clip = config["trainer"]["gradient_clip"]
         if clip is not None and not clip > 0:
             raise UserError(f"trainer.gradient_clip={clip}: need a number > 0, or null for none")
-        _one_of(config, "trainer.precision", PRECISIONS)
+        _one_of(config, "trainer.strategy", STRATEGIES)
+        sharded = config["trainer"]["strategy"] == "fsdp"
+        _one_of(config, "trainer.precision", SHARDED_PRECISIONS if sharded else PRECISIONS)
         _one_of(config, "trainer.matmul_precision", ("highest", "high", "medium"))
         _one_of(config, "init_weights", ("ema", "raw"))
         _one_of(config, "init_mismatch", ("refuse", "allow"))
         check_evaluation(config)
+        if "model" not in before:
+            self.model = self._without_weights()
+        speed.check(self.model, config["trainer"])
         for name in ("drop", "denoiser", "loss", "timesteps", "guidance", "metrics"):
             getattr(self, name)
-        self._check_pure_noise()
+        self.check_pure_noise()
         self._check_timesteps()
         self.check_sampler(self.denoiser)
-        self.make("optimizer", params=list(self.denoiser.parameters()))
+        self.make("optimizer", params=[torch.nn.Parameter(torch.zeros(2, 2))])
         self.make("lr_schedule")
         self.make("ema", model=self.denoiser)
         self.callbacks(self.folder or Path())
+        for name in self.__dict__.keys() - before:
+            del self.__dict__[name]
+
+    def _without_weights(self) -> Any:
+        """The network on PyTorch's meta device, or as it is where its constructor needs values."""
+        from hydra.utils import get_object
+
+        named = inspect.signature(get_object(self.config["model"]["_target_"])).parameters
+        for name in SHARED & named.keys():
+            getattr(self, name)  # these have values
+        try:
+            with torch.device("meta"):
+                return self._network()
+        except Exception:  # a mistake is one off this device too
+            return self._network()
 
     def check_used(self, overrides: list[str]) -> None:
         """Refuse to be asked for a weighting or a target that the loss does not look at, or for an embedding that the
@@ -316,7 +343,7 @@ class Parts:
                 name = loss.rpartition(".")[2]
                 raise UserError(f"{line}: the loss {name} does not use a {group}; leave it out, or take loss=simple")
 
-    def _check_pure_noise(self) -> None:
+    def check_pure_noise(self) -> None:
         """Where alpha = 0 at t = 1, the target must still say something of x_0."""
         alpha, sigma = self.schedule(torch.ones((), dtype=torch.float64, device=self.schedule.device))
         a, b = self.target.coefficients(alpha, sigma)
@@ -357,6 +384,8 @@ SHARED = {
 """The parts that a constructor may ask for by name."""
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true")
+SHARDED_PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "fsdp")
 
 
 def check_evaluation(config: dict[str, Any]) -> None:

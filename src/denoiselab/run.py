@@ -17,6 +17,7 @@ from denoiselab.compose import compose, plain, read_yaml
 from denoiselab.curve import Curve
 from denoiselab.denoiser import Denoiser
 from denoiselab.errors import CheckpointError, UserError
+from denoiselab.exchange import ours
 from denoiselab.experiment import Parts
 from denoiselab.loss import Loss
 from denoiselab.rng import Noise
@@ -53,7 +54,7 @@ def load(path: str | Path, weights: str = "ema") -> Run:
     that the user allowed.
 
     Args:
-        path: a run directory or a .ckpt file.
+        path: a run directory, a .ckpt file, or a folder exported with format=safetensors.
         weights: ema or raw.
 
     Raises:
@@ -67,13 +68,17 @@ def load(path: str | Path, weights: str = "ema") -> Run:
     """
     if weights not in PREFIX:
         raise UserError(f"weights={weights}: need ema or raw")
-    file = find_checkpoint(path)
-    content = checkpoint.load(file)
-    record = content["denoiselab"]
-    config = read_yaml(record["config"], f"{file} (config)")
+    if ours.is_export(Path(path)):
+        file, content = Path(path), ours.read(Path(path), PREFIX)
+        folder, config = file, content["denoiselab"]["config"]
+    else:
+        file = find_checkpoint(path)
+        content = checkpoint.load(file)
+        folder, config = _folder(file), read_yaml(content["denoiselab"]["config"], f"{file} (config)")
+    interface = content["denoiselab"]["interface"]
     trust.check(config, str(file))
-    trust.check(record["interface"], str(file))
-    return Run.of(Parts(config, interface=record["interface"]), content, weights, file, _folder(file))
+    trust.check(interface, str(file))
+    return Run.of(Parts(config, interface=interface), content, weights, file, folder)
 
 
 def frozen(ckpt: str, weights: str = "ema") -> Denoiser:
@@ -157,7 +162,7 @@ class Run:
         self.denoiser = denoiser.eval()
         self.schedule = parts.schedule.to(self.device)
         self.codec = parts.codec.to(self.device)
-        self._learned = learned
+        self.learned = learned
 
     @classmethod
     def of(cls, parts: Parts, content: dict[str, Any], weights: str, file: Path, folder: Path) -> Run:
@@ -179,7 +184,7 @@ class Run:
     @cached_property
     def loss(self) -> Loss:
         """The training loss, as trained."""
-        self.parts.loss.load_state_dict(self._learned)
+        self.parts.loss.load_state_dict(self.learned)
         return self.parts.loss.to(self.device)
 
     @property

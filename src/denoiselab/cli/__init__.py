@@ -16,6 +16,10 @@ COMMANDS = {
     "sample": "draw samples from a run or a checkpoint",
     "evaluate": "measure a run or a checkpoint",
     "report": "one page from a run or a folder of runs",
+    "export": "write a run's network for diffusers, or as safetensors",
+    "import": "make a run of a network that was trained elsewhere",
+    "summary": "parameters, multiply-adds and memory of a network",
+    "bench": "measure the speed of training, networks and samplers",
 }
 
 USAGE = """usage: denoiselab COMMAND [option=value ...]
@@ -55,7 +59,8 @@ def run(arguments: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     try:
-        return importlib.import_module(f"denoiselab.cli.{command}").main(rest)
+        module = {"import": "import_"}.get(command, command)
+        return importlib.import_module(f"denoiselab.cli.{module}").main(rest)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -95,6 +100,9 @@ def parse(arguments: list[str], app: str, about: str) -> tuple[list[str], Path |
     return overrides, config_dir, multirun
 
 
+GROUPS = "groups (an option of a group has options of its own, as in sampler.steps=20; see conf/GROUP/):"
+
+
 def _help(app: str, about: str, config_dir: Path | None) -> str:
     """A command's options: its groups with their choices, and its own file."""
     from denoiselab.compose import conf_dir, options
@@ -113,9 +121,7 @@ def _help(app: str, about: str, config_dir: Path | None) -> str:
             "",
             about,
             "",
-            "groups (an option of a group has options of its own, as in sampler.steps=20; see conf/GROUP/):",
-            *rows,
-            "",
+            *([GROUPS, *rows, ""] if rows else []),
             "options:",
             *(f"  {line}".rstrip() for line in own.strip().splitlines()),
             "",
