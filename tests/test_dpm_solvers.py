@@ -115,8 +115,8 @@ def test_no_step_extrapolates_beyond_its_reach(name):
         return state.x_t, rms(state.x_t - solve(triangle(), first.sigma * x, first, last, 1500))
 
     assert torch.equal(final("log_snr")[0], final("log_snr", reach=2.0)[0])
-    published, bounded = final("linspace")[1], final("linspace", reach=2.0)[1]
-    assert bounded < min(published / (5 if name.startswith("dpmpp") else 1), 0.02)
+    free, bounded = final("linspace")[1], final("linspace", reach=2.0)[1]
+    assert bounded < min(free / (5 if name.startswith("dpmpp") else 1), 0.02)
 
 
 def test_short_walks_end_with_fewer_estimates():
