@@ -98,8 +98,8 @@ def test_a_thousand_ancestral_steps_make_gaussian_data(schedule, variance):
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 def test_any_eta_keeps_the_margins(schedule, eta):
     """The width at every level of the walk, for data of unit variance."""
-    *noisy, _ = states(option("ddim", "trailing", 250, eta=eta), "ddim", White(), schedule_of(schedule))
-    for state in noisy[::25]:
+    *noisy, _ = states(option("ddim", "trailing", 500, eta=eta), "ddim", White(), schedule_of(schedule))
+    for state in noisy[::50]:
         assert moments(state.x_t)[1] == pytest.approx(math.hypot(*state.level), rel=0.02)
 
 
