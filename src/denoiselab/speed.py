@@ -48,7 +48,9 @@ def compile(net: nn.Module) -> None:
     parts = units(net) or [net]
     limit = torch._dynamo.config.recompile_limit  # per function; units of one class share theirs
     torch._dynamo.config.recompile_limit = max(limit, 8 + 2 * len(parts))
-    options = {"fallback_random": True} if BACKEND == "inductor" else None  # dropout draws what it draws uncompiled
+    options: Any = (
+        {"fallback_random": True} if BACKEND == "inductor" else None
+    )  # dropout draws what it draws uncompiled
     for part in parts:
         if isinstance(part.forward, partial):  # recomputed: what is compiled is what is computed twice
             again = torch.compile(part.forward.args[0], backend=BACKEND, dynamic=False, options=options)
