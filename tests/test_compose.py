@@ -135,7 +135,7 @@ VALUES = {
     "data.batch_size=0": "data.batch_size=0",
     "data.size=9": "data.size=9",
     "data.workers=-1": "data.workers=-1",
-    "model.channels=20": "model.multipliers=[1, 2]: need numbers > 0, one per level, that give multiples of groups=8",
+    "model.channels=20": "model.channels=20",
     "model.dropout=1": "model.dropout=1",
     "model.multipliers=[1,1,1,1,1]": "model.multipliers=[1, 1, 1, 1, 1]",
     "model=mlp": "model.shape=(1, 8, 8)",

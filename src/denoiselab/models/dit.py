@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from denoiselab.buffers import ExactBuffers
 from denoiselab.models.embedding import NoiseEmbedding
-from denoiselab.models.layers import Conditioner, require, zeroed
+from denoiselab.models.layers import Conditioner, beside, require, zeroed
 
 FEATURES = 256
 """Width of the noise level's features, the same for networks of every width."""
@@ -137,8 +137,7 @@ class DiT(nn.Module):
     ) -> Tensor:
         condition = F.silu(self.condition(c_noise, label, vector))  # (B, width)
         if self.low_res:
-            assert low_res is not None, "this network enlarges an image: it needs low_res"
-            x = torch.cat([x, F.interpolate(low_res.to(x.dtype), x.shape[-2:], mode="bilinear")], dim=1)
+            x = beside(x, low_res)
         (rows, columns), p = self.grid, self.patch
         patches = x.reshape(len(x), -1, rows, p, columns, p).permute(0, 2, 4, 1, 3, 5)  # (B, rows, columns, C, p, p)
         h = self.first(patches.flatten(3).flatten(1, 2)) + self.positions  # (B, N, width), N = rows columns

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from denoiselab.buffers import ExactBuffers
-from denoiselab.models.layers import require, unmixed
+from denoiselab.models.layers import beside, require, unmixed
 
 
 class EDM2(nn.Module):
@@ -121,8 +121,7 @@ class EDM2(nn.Module):
             self.normalise()
         embedding = self.embedding(c_noise, label, vector)  # (B, channels max(multipliers))
         if self.low_res:
-            assert low_res is not None, "this network enlarges an image: it needs low_res"
-            x = torch.cat([x, F.interpolate(low_res.to(x.dtype), x.shape[-2:], mode="bilinear")], dim=1)
+            x = beside(x, low_res)
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)  # the ones are what a bias would be
         h = self.first(x.contiguous(memory_format=torch.channels_last))  # (B, channels, S, S)
         skips = [h]

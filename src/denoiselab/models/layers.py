@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from denoiselab.models.embedding import LogSNR, NoiseEmbedding
 
@@ -65,6 +66,13 @@ class Conditioner(nn.Module):
 def unmixed(device: str) -> torch.autocast:
     """A region without autocast, whatever the kind of device; meta, which has none, stands in the CPU's."""
     return torch.autocast(device if torch.amp.is_autocast_available(device) else "cpu", enabled=False)
+
+
+def beside(x: Tensor, low_res: Tensor | None) -> Tensor:
+    """The channels of x, then those of an image enlarged bilinearly to its sides (Saharia et al. 2021,
+    arXiv:2104.07636, section 2.2): (B, C + low_res, H, W)."""
+    assert low_res is not None, "this network enlarges an image: it needs low_res"
+    return torch.cat([x, F.interpolate(low_res.to(x.dtype), x.shape[-2:], mode="bilinear")], dim=1)
 
 
 def zeroed(module: nn.Module) -> nn.Module:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from denoiselab.models.embedding import NoiseEmbedding
-from denoiselab.models.layers import Conditioner, require, zeroed
+from denoiselab.models.layers import Conditioner, beside, require, zeroed
 from denoiselab.models.unet_blocks import Attention, Block, Resample
 
 RESAMPLING = ("conv", "conv_after", "residual")
@@ -80,6 +80,8 @@ class UNet(nn.Module):
         require("groups", groups, groups >= 1, "at least 1")
         widths = [channels * m for m in multipliers]
         fit = len(widths) > 0 and all(w > 0 and w % groups == 0 for w in widths)
+        whole = len(widths) > 0 and all(m > 0 and float(m).is_integer() for m in multipliers)
+        require("channels", channels, fit or not whole, f"a multiple of groups={groups}")
         need = f"numbers > 0, one per level, that give multiples of groups={groups} when times channels={channels}"
         require("multipliers", list(multipliers), fit, need)
         widths, halvings = [int(w) for w in widths], 2 ** (len(widths) - 1)
@@ -150,8 +152,7 @@ class UNet(nn.Module):
     ) -> Tensor:
         embedding = F.silu(self.condition(c_noise, label, vector))  # (B, 4 channels)
         if self.low_res:
-            assert low_res is not None, "this network enlarges an image: it needs low_res"
-            x = torch.cat([x, F.interpolate(low_res.to(x.dtype), x.shape[-2:], mode="bilinear")], dim=1)
+            x = beside(x, low_res)
         # cuDNN is faster with channels last; oneDNN is not, and its sums are less exact there.
         x = x.contiguous(memory_format=torch.channels_last if x.is_cuda else torch.contiguous_format)
         h = self.first(x)  # (B, widths[0], S, S)
