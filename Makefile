@@ -27,6 +27,7 @@ pictures: demo
 	  cp $$run/pictures/sample_grid_00001150.png docs/pictures/samples.png
 	$(BIN)/python scripts/draw_architecture.py
 	$(BIN)/python scripts/draw_weightings.py
+	$(BIN)/python scripts/draw_points.py
 
 # Training against a bare PyTorch loop, networks and samplers against diffusers, the importance sampler against a loop.
 bench: .venv/installed

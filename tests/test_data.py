@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 
 import pytest
 import torch
@@ -39,25 +38,6 @@ def test_a_batch_is_fetched_whole():
     batch = Digits().train.__getitems__([(0, 3), (5, 1)])
     assert torch.equal(batch["x_0"], Digits().train.x_0[[3, 1]])
     assert batch["cond"]["label"].tolist() == Digits().train.label[[3, 1]].tolist()
-
-
-def test_eight_gaussians_have_their_moments_and_labels():
-    data = EightGaussians()
-    points, label = data.draw(200_000, seed=1)
-    variance = data.radius**2 / 2 + data.std**2
-    assert points.mean(0).abs().max() < 4 * (variance / len(points)) ** 0.5
-    assert points.square().mean(0).sub(variance).abs().max() < 0.03
-    nearest = torch.cdist(points, data.centres).argmin(1)
-    half = math.sin(math.pi / 8) * data.radius / data.std  # to the border with a neighbour, in standard deviations
-    overlap = math.erfc(half / math.sqrt(2))  # two neighbours, one tail each
-    assert (nearest != label).float().mean().item() == pytest.approx(overlap, rel=0.2)
-
-
-def test_the_density_of_eight_gaussians_integrates_to_one_and_has_their_score():
-    data = EightGaussians(n=100)
-    side = torch.linspace(-5, 5, 501, dtype=torch.float64)
-    grid = torch.stack(torch.meshgrid(side, side, indexing="ij"), -1)
-    assert data.log_density(grid).exp().sum().item() * 0.02**2 == pytest.approx(1, abs=1e-3)
 
 
 def test_codecs_invert_and_describe_themselves():

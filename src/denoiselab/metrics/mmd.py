@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from denoiselab.data.base import Data
-from denoiselab.data.points import EightGaussians
+from denoiselab.data.points import Mixture
 from denoiselab.metrics.base import Measurement, Metric
 from denoiselab.rng import generator
 
@@ -76,31 +76,40 @@ class KernelMMD(Metric):
 
 
 class ModeCoverage(Metric):
-    """modes_covered: how many of the eight Gaussians hold a fair share of the samples.
+    """modes_covered: how many modes of a Gaussian mixture hold a fair share of the samples.
 
-    A mode counts if at least n/80 samples, a tenth of its due, are nearest to it and within 4 standard deviations of
-    its mean; 0 to 8. Control ``held_out``: the same of the held-out points.
+    A sample belongs to the mode that it is likeliest to come from, if it is within 4 standard deviations of its mean
+    (Mahalanobis' distance). A mode of weight w counts if at least w n/10 of n samples belong to it, a tenth of its due.
+    Control ``held_out``: the same of the held-out points, which is less than the number of modes where some hide under
+    others.
 
-    Details: ``share``, per mode, of all samples (1/8 each if all is well); ``outside``, the share further than 4
-    standard deviations from every mode (exp(-8) = 0.0003 of real points).
+    Details: ``share``, per mode, of all samples (its weight if all is well and modes do not overlap); ``outside``, the
+    share of samples that belong to none (exp(-8) = 0.0003 of real points).
     """
 
     def check(self, data: Data) -> None:
-        if not isinstance(data, EightGaussians):
-            raise ValueError(f"metrics.modes measures data=8gaussians; data of shape {data.shape} wants ~metrics.modes")
+        if not isinstance(data, Mixture):
+            raise ValueError(
+                f"metrics.modes measures Gaussian mixtures, data=8gaussians or data=mixture; {type(data).__name__} of "
+                f"shape {data.shape} wants ~metrics.modes"
+            )
 
     def measure(self, generated: Tensor, label: Tensor | None, data: Data) -> list[Measurement]:
-        assert isinstance(data, EightGaussians)
+        assert isinstance(data, Mixture)
         share = mode_shares(generated, data)
         held_out = mode_shares(data.codec.decode(data.held_out.x_0), data)
-        covered, control = (float((part >= 1 / 80).sum()) for part in (share, held_out))
+        least = data.weights / 10
+        covered, control = (float((part >= least).sum()) for part in (share, held_out))
         return [
             Measurement(
                 "modes_covered",
                 covered,
                 better="higher",
                 controls={"held_out": control},
-                protocol={"radius": "4 standard deviations", "least_share": 1 / 80},
+                protocol={
+                    "radius": "4 standard deviations",
+                    "least_share": least.tolist() if least.unique().numel() > 1 else least[0].item(),
+                },
                 details={"share": share.tolist(), "outside": max(0.0, 1 - share.sum().item())},
             )
         ]
@@ -151,7 +160,7 @@ def unbiased(xx: Tensor, yy: Tensor, xy: Tensor, n: int, m: int) -> Tensor:
     return (xx - n) / (n * (n - 1)) + (yy - m) / (m * (m - 1)) - 2 * xy / (n * m)
 
 
-def mode_shares(points: Tensor, data: EightGaussians) -> Tensor:
-    """Share of points nearest to each mode and within 4 standard deviations of its mean, (8,)."""
-    distance, mode = torch.cdist(points.double(), data.centres.double()).min(dim=1)
-    return mode[distance <= 4 * data.std].bincount(minlength=8).double() / len(points)
+def mode_shares(points: Tensor, data: Mixture) -> Tensor:
+    """Share of points that belong to each mode: likeliest to come from it, and within 4 standard deviations, (K,)."""
+    mode, distance = data.nearest(points)
+    return mode[distance <= 4].bincount(minlength=len(data.means)).double() / len(points)
