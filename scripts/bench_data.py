@@ -1,10 +1,11 @@
-"""Loading speed: an image folder against plain torchvision, shards against the folder, and data in memory against a
-training step.
+"""Loading speed: an image folder against plain torchvision, shards against the folder, data in memory against a
+training step, and bytes of latents per second from a warm cache.
 
 Contenders alternate within one run, each with two loader processes that live from block to block, so all meet the same
 machine. Figures are medians over blocks, with quartiles; a ratio is taken block by block.
 
-    python scripts/bench_data.py [--images 10000] [--blocks 9] [--output FILE.json]
+    python scripts/bench_data.py [--images 10000] [--latents 32768] [--blocks 9]
+        [--output FILE.json]
 """
 
 from __future__ import annotations
@@ -122,6 +123,31 @@ def in_memory(blocks: int) -> dict[str, Any]:
     return result
 
 
+def latents(folder: Path, count: int, blocks: int) -> dict[str, Any]:
+    """GB/s of a training batch of latents 4 x 32 x 32, mapped from shards that were just written: bytes of means alone,
+    and of means and deviations with the draw between them; in this process, on one thread."""
+    from safetensors.torch import save_file
+
+    from denoiselab.data import Latent, autoencoders
+    from denoiselab.data.latents import Mapped, Store
+    from denoiselab.models import KL
+
+    shape, shards = (4, 32, 32), []
+    for k in range(4):
+        n = count // 4
+        tensors = {"mean": torch.randn(n, *shape), "std": torch.rand(n, *shape), "id": torch.arange(k * n, (k + 1) * n)}
+        save_file(tensors, folder / f"{k}.safetensors")
+        shards.append({"file": f"{k}.safetensors", "n": n})
+    arguments = {"shape": [3, 64, 64], "channels": 8}
+    autoencoders.of_ours(KL(**arguments), {"_target_": "denoiselab.models.KL", **arguments}).save(folder / "encoder")
+    codec = Latent(str(folder / "encoder"), autoencoders.sha256(folder / "encoder"), [0.0] * 4, 1.0)
+    store, each = Store(folder, shards, shape), 4 * 4 * 32 * 32
+    found = {name: Mapped(store, codec, sample) for name, sample in (("means", False), ("drawn", True))}
+    seconds = alternate({name: loading(samples, BATCH) for name, samples in found.items()}, blocks, 50)
+    bytes_read = {"means": BATCH * each, "drawn": 2 * BATCH * each}
+    return {f"{k}_GB_per_s": spread([bytes_read[k] / s / 1e9 for s in v]) for k, v in seconds.items()}
+
+
 def loading(samples: Samples, batch_size: int) -> Callable[[], Any]:
     batches = iter(Stream(len(samples), batch_size, seed=0))
     return lambda: samples.__getitems__(next(batches))
@@ -154,6 +180,7 @@ def show(values: dict[str, dict[str, float]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--latents", type=int, default=32_768, help="of 16 KiB, and as much for their deviations")
     parser.add_argument("--blocks", type=int, default=9, help="blocks of each, after one that is not counted")
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     options = parser.parse_args()
@@ -165,9 +192,13 @@ def main() -> None:
     show(found)
     memory = in_memory(options.blocks)
     show({name: value["share"] for name, value in memory.items()})
+    with tempfile.TemporaryDirectory() as name:
+        mapped = latents(Path(name), options.latents, options.blocks)
+    show(mapped)
     result = {
         "files": found,
         "memory": memory,
+        "latents": mapped,
         "batch_size": BATCH,
         "workers": WORKERS,
         "images": options.images,

@@ -41,6 +41,22 @@ def test_an_option_composes_and_its_objects_are_made(name, tmp_path, monkeypatch
     assert len(set(ids)) == len(ids)
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_every_option_can_be_wrapped_in_pairs(name, tmp_path, monkeypatch):
+    named = {f"data={name}": f"data@data.images={name}", "data.batch_size=8": "data.batch_size=8"}
+    lines = overrides(name, tmp_path / "set", monkeypatch)
+    lines = [named.get(line, line.replace("data.", "data.images.", 1)) for line in lines]
+    parts = Parts(resolve(compose("train", ["data=super_resolution", *lines, *SMALL])))
+    parts.check()
+    made, alone = parts.data, parts.data.images
+    assert isinstance(alone, InMemory | ReadFromDisk)
+    assert (made.batch_size, alone.batch_size, made.workers) == (8, 8, alone.workers)
+    for part in (made.train, made.held_out):
+        batch = part.draw(3)
+        assert batch["cond"]["low_res"].shape == (3, made.shape[0], made.shape[1] // 2, made.shape[2] // 2)
+    assert "batch_size" not in made.by_content(parts.config["data"])["images"]
+
+
 @pytest.mark.parametrize("name", ["cifar10", "shards"])
 def test_a_run_trains_and_is_evaluated_on_it(name, train, tmp_path, monkeypatch):
     lines = [*overrides(name, tmp_path / "set", monkeypatch), *SMALL, "data.flip=true", "data.held_out=4"]
@@ -64,7 +80,8 @@ def test_no_option_is_forgotten():
 
 
 def test_the_set_of_ones_own_on_the_page_works(tmp_path):
-    (block,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "data.md").read_text(), re.M | re.S)
+    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "data.md").read_text(), re.M | re.S)
+    (block,) = (block for block in blocks if "class Slides" in block)
     for i in range(40):
         (tmp_path / f"{i:02d}.slide").write_bytes(bytes([i]) * 12)
 

@@ -17,15 +17,15 @@ TRAINING = MEASURING | {"lightning", "rich", "wandb"}
 CONFIGURING = TRAINING | {"hydra", "omegaconf", "yaml"}
 
 LAYERS = {
-    "errors files version trust rows buffers _torchvision __init__ __main__": {"torch"},
+    "errors files version trust rows buffers progress _torchvision __init__ __main__": {"torch"},
     "schedule target consistency gaussian weighting timesteps denoiser guidance loss models": MATHEMATICS,
     "sampler likelihood": MATHEMATICS | {"torchdiffeq"},
     "exchange": MATHEMATICS | {"safetensors"},
     "rng conditioning curve lr_schedule ema checkpoint summary speed": MATHEMATICS,
-    "data": MEASURING | {"datasets", "webdataset"},
+    "data": MEASURING | {"datasets", "webdataset", "diffusers"},
     "metrics pictures": MEASURING,
     "report": {"jinja2", "markupsafe", "pandas", "numpy", "scipy", "matplotlib", "PIL", "yaml"},
-    "module sharding callbacks loggers training evaluation run run_folder": TRAINING,
+    "module sharding callbacks loggers training evaluation encoding run run_folder": TRAINING,
     "compose experiment cli": CONFIGURING,
     "bench": TRAINING | {"diffusers"},
 }

@@ -13,8 +13,8 @@ from denoiselab.ema import EMA
 from denoiselab.errors import UserError
 from denoiselab.models import MLP
 from denoiselab.module import parameter_groups
-from exact import OPTIONS, every, normals
-from networks import SHAPES, alike, build, cases, inputs, natural_shape, node, perturbed, shrunk
+from exact import normals
+from networks import NETWORKS, SHAPES, alike, build, cases, inputs, natural_shape, node, perturbed, shrunk
 
 CASES = cases()
 MODELS = list(dict.fromkeys(model for model, _ in CASES))
@@ -43,7 +43,7 @@ def test_every_option_is_small_enough_to_be_tested():
         assert sum(p.numel() for p in build(model, shape).parameters()) < 2.5e6, model
 
 
-@every("model")
+@pytest.mark.parametrize("model", NETWORKS)
 def test_an_option_in_small_keeps_its_switches(model):
     """Nothing is left out, a number or a list that says whether does not come to say otherwise, and it is tested."""
     own, small = node(model), shrunk(node(model))
@@ -59,7 +59,7 @@ def test_an_option_in_small_keeps_its_switches(model):
 # At their own size, on tensors without values
 
 
-@pytest.fixture(scope="module", params=OPTIONS["model"])
+@pytest.fixture(scope="module", params=NETWORKS)
 def full(request) -> tuple[str, tuple[int, ...], nn.Module]:
     shape = natural_shape(request.param)
     with torch.device("meta"):

@@ -85,13 +85,16 @@ def compose(app: str, overrides: Sequence[str], config_dir: Path | None = None) 
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(_first_line(error)) from None
 
-    defaults = composed(groups)
-    choices = {k: v for k, v in OmegaConf.to_container(defaults.hydra.runtime.choices).items() if k in known}  # type: ignore[union-attr]
-    plain = OmegaConf.to_container(_without_hydra(defaults), resolve=False)
+    chosen = composed(groups)
+    choices = {k: v for k, v in OmegaConf.to_container(chosen.hydra.runtime.choices).items() if k in known}  # type: ignore[union-attr]
+    chosen = _without_hydra(chosen)
+    plain = OmegaConf.to_container(chosen, resolve=False)
     for line, override in parsed:
         if override.key_or_group not in known:
             _check_value(line, override, plain, [*known])
-    return Composed(_without_hydra(composed(overrides)), choices, list(overrides), config_dir)
+    values = len(groups) < len(overrides)
+    config = _without_hydra(composed(overrides)) if values else chosen  # composing takes long
+    return Composed(config, choices, list(overrides), config_dir)
 
 
 def sweep(overrides: Sequence[str]) -> list[list[str]]:

@@ -45,6 +45,9 @@ class Denoiser(nn.Module):
     has_variance: ClassVar[bool] = False
     """Whether it says the variance of a reverse step."""
 
+    generates: ClassVar[bool] = True
+    """Whether it can be sampled; False for an autoencoder."""
+
     def __init__(self, net: nn.Module, target: Target, sigma_data: float = 1.0):
         super().__init__()
         if not sigma_data > 0:
@@ -83,3 +86,32 @@ class LearnedVariance(Denoiser):
         """x_0 and the variance, of x_t's shape each."""
         y, v = self.ask(x_t, alpha_t, sigma_t, **cond).chunk(2, 1)
         return Outputs(self.target.to_x_0(y, x_t, alpha_t, sigma_t), variance=(v + 1) / 2)
+
+
+class Reconstructor(Denoiser):
+    """D(E(x)), whatever the level: an autoencoder in the place of a denoiser, so that it is trained, averaged, kept and
+    loaded like one.
+
+    Its network has ``forward(image, penalty=True) -> (x_0_hat, penalty)``, of shapes (B, C, H, W) and (B,).
+    """
+
+    has_target: ClassVar[bool] = False
+    generates: ClassVar[bool] = False
+
+    def reconstruct(self, x_0: Tensor) -> tuple[Tensor, Tensor]:
+        """x_0_hat and the penalty, as in training."""
+        dtype = next(self.net.parameters()).dtype
+        x_0_hat, penalty = self.net(x_0.to(dtype), penalty=True)
+        return x_0_hat.to(x_0.dtype), penalty.to(x_0.dtype)
+
+    def outputs(self, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor, **cond: Any) -> Outputs:
+        """x_0 alone: the reconstruction of x_t."""
+        dtype = next(self.net.parameters()).dtype
+        return Outputs(self.net(x_t.to(dtype)).to(x_t.dtype))
+
+
+@torch.no_grad()
+def reconstructed(denoiser: Reconstructor, x_0: Tensor, device: torch.device, batch: int = 64) -> Tensor:
+    """D(E(x_0)) as float32 on the CPU, so many at a time; the denoiser in evaluation mode."""
+    one, none = torch.ones((), device=device), torch.zeros((), device=device)
+    return torch.cat([denoiser(part.to(device), one, none).float().cpu() for part in x_0.split(batch)])

@@ -7,19 +7,28 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from PIL import Image
 from torch import Tensor
 
 from denoiselab.data.base import Samples
-from denoiselab.errors import NonFiniteLoss
+from denoiselab.denoiser import Reconstructor, reconstructed
+from denoiselab.errors import NonFiniteLoss, UserError
 from denoiselab.experiment import Parts
 from denoiselab.files import write_text
-from denoiselab.metrics.base import Measurement
+from denoiselab.metrics.base import Measurement, Metric
 from denoiselab.metrics.loss_by_t import held_out_losses
-from denoiselab.pictures import panels, tiles
+from denoiselab.pictures import captioned, enlargements, panels, tiles
+from denoiselab.progress import Progress
 from denoiselab.run import Run, by_content
 from denoiselab.run_folder import digest, versions
+
+SHOWN = 100
+"""Most samples in a grid."""
+
+TOLD = 10
+"""Reconstructions in a picture."""
 
 
 def address(config: dict[str, Any]) -> str:
@@ -48,27 +57,27 @@ def evaluate(run: Run, parts: Parts, rerun: bool = False) -> Path:
         return folder
 
     metrics, held_out = parts.metrics, parts.data.held_out  # asked for before sampling: a set may have no samples
+    if n > len(held_out) and (run.made_of or not run.denoiser.generates):
+        n = len(held_out)
+        _tell(f"measuring {n} samples, one of each held-out one")
+        _check_enough(metrics, n)
     started = time.perf_counter()
-    cond = run.cond(n)
-    label = cond.get("label")
-    generated, nfe = run.draw(parts, cond, range(n), seed, _Progress(n))
-    if not bool(generated.isfinite().all()):
+    made = sample(run, parts, n, seed) if run.denoiser.generates else reconstruct(run, parts, n)
+    if not bool(made.generated.isfinite().all()):
         raise NonFiniteLoss(f"{run.folder}: the sampler gave values that are not finite; nothing was measured")
     records = [
-        *(found for metric in metrics.values() for found in metric.measure(generated, label, parts.data)),
+        *(found for metric in metrics.values() for found in metric.measure(made.generated, made.label, parts.images)),
         _held_out_loss(run, held_out, buckets := {}),
     ]
+    for record in records:
+        if record.name in parts.data.reconstruction:  # no samples that are decoded can be expected to do better
+            record.controls["reconstruction"] = parts.data.reconstruction[record.name]
     protocol = {
-        **{group: config[group] for group in ("sampler", "spacing", "guidance")},
+        **made.protocol,
         "n": n,
-        "seed": seed,
         "weights": run.weights,
-        "label_policy": "balanced" if label is not None else "none",
-        "nfe": round(nfe, 1),
         "dtype": "float32",
         "step": run.step,
-        "schedule": parts.schedule.fingerprint,
-        "trained_along": run.schedule.fingerprint,
         "versions": versions(),
     }
     result = {
@@ -78,7 +87,7 @@ def evaluate(run: Run, parts: Parts, rerun: bool = False) -> Path:
         "seconds": round(time.perf_counter() - started, 2),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    picture(generated[:100], label, run.parts.num_classes).save(folder / "samples.png")
+    made.picture.save(folder / "samples.png")
     write_text(file, json.dumps(result, indent=2) + "\n")
     for record in records:
         _tell(describe(record))
@@ -86,11 +95,74 @@ def evaluate(run: Run, parts: Parts, rerun: bool = False) -> Path:
     return folder
 
 
-def picture(samples: Tensor, label: Tensor | None, classes: int):
-    """Samples as one picture: a grid with a column per class, or points in the plane."""
+class Made(NamedTuple):
+    """What is measured, and how it was made."""
+
+    generated: Tensor
+    """Decoded, (n, ...) on the CPU."""
+    label: Tensor | None
+    """The class that each was asked for."""
+    protocol: dict[str, Any]
+    picture: Image.Image
+
+
+def sample(run: Run, parts: Parts, n: int, seed: int) -> Made:
+    """n samples: of every class in turn, or, where a model is told more than a class, of the conditions of the first n
+    held-out samples."""
+    config, batch = parts.config, run.held_out(n, parts.data) if run.made_of else None
+    cond = run.cond(n) if batch is None else batch["cond"]
+    real = None if batch is None else parts.data.codec.decode(batch["x_0"])
+    label = cond.get("label")
+    generated, nfe = run.draw(parts, cond, range(n), seed, Progress("sampling", n))
+    policy = "balanced" if batch is None else "held-out"
+    protocol = {
+        **{group: config[group] for group in ("sampler", "spacing", "guidance")},
+        "seed": seed,
+        "label_policy": policy if label is not None else "none",
+        "nfe": round(nfe, 1),
+        "schedule": parts.schedule.fingerprint,
+        "trained_along": run.schedule.fingerprint,
+        **({"made_of": [f"held-out {name}" for name in run.made_of]} if run.made_of else {}),
+    }
+    return Made(generated, label, protocol, picture(generated, cond, run.parts.num_classes, real))
+
+
+def reconstruct(run: Run, parts: Parts, n: int) -> Made:
+    """What an autoencoder makes of the first n held-out images; the picture has them above."""
+    assert isinstance(run.denoiser, Reconstructor)
+    batch, codec = parts.data.held_out.draw(n), parts.data.codec
+    made = codec.decode(reconstructed(run.denoiser, batch["x_0"], run.device))
+    shown = [tiles(images[:TOLD], TOLD) for images in (codec.decode(batch["x_0"]), made)]
+    protocol = {"made_of": ["held-out images"], "label_policy": "none"}
+    return Made(made, batch["cond"].get("label"), protocol, captioned(shown, ["given", "made"]))
+
+
+def picture(
+    samples: Tensor, cond: dict[str, Tensor], classes: int = 0, real: Tensor | None = None, columns: int | None = None
+) -> Image.Image:
+    """The first samples as one picture: under the small images that they were made of, in a grid with a column per
+    class, or as points in the plane.
+
+    Args:
+        samples: decoded, (N, ...).
+        cond: what they were asked for.
+        classes: how many there are, where samples are of every class in turn.
+        real: the images that the conditions were taken from.
+        columns: how many small images there are, of which all samples were made in turn; None for N.
+    """
+    if "low_res" in cond:
+        return enlargements(cond["low_res"][:columns], samples, real)
+    samples, label = samples[:SHOWN], cond.get("label")
     if samples.ndim == 2:
         return panels([samples], [f"{len(samples)} samples"], None if label is None else label[: len(samples)])
-    return tiles(samples, classes or max(1, round(len(samples) ** 0.5)))
+    in_turn = classes if "vector" not in cond else 0
+    return tiles(samples, in_turn or max(1, round(len(samples) ** 0.5)))
+
+
+def _check_enough(metrics: dict[str, Metric], n: int) -> None:
+    for name, metric in metrics.items():
+        if n < metric.least:
+            raise UserError(f"data: {n} held-out samples; metrics.{name} needs at least {metric.least}")
 
 
 def describe(record: Measurement) -> str:
@@ -100,17 +172,23 @@ def describe(record: Measurement) -> str:
 
 
 def _held_out_loss(run: Run, held_out: Samples, buckets: dict[str, Any]) -> Measurement:
-    """The training loss on held-out data at fixed noise; its buckets are written into the given dict."""
-    found, total = held_out_losses(run.denoiser, run.schedule, held_out, loss=run.loss, repeats=10, device=run.device)
-    buckets.update(found.row("buckets/val"))
+    """The training loss on held-out data at fixed noise; its buckets, where it has times, are written into the given
+    dict."""
+    timed = run.denoiser.generates
+    repeats = 10 if timed else 1
+    found, total = held_out_losses(
+        run.denoiser, run.schedule, held_out, loss=run.loss, repeats=repeats, device=run.device
+    )
+    if timed:
+        buckets.update(found.row("buckets/val"))
     return Measurement(
         "held_out_loss",
         float(total[0] / total[1]),
         "lower",
         protocol={
             "loss": run.loss.formula,
-            "t": "uniform",
-            "repeats": 10,
+            "t": "uniform" if timed else "none",
+            "repeats": repeats,
             "n_real": len(held_out),
         },
     )
@@ -118,19 +196,3 @@ def _held_out_loss(run: Run, held_out: Samples, buckets: dict[str, Any]) -> Meas
 
 def _tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-class _Progress:
-    """Says how far sampling is, at most every 15 seconds."""
-
-    def __init__(self, n: int):
-        self.n, self.done, self.started = n, 0, time.perf_counter()
-        self.next_line = self.started + 15
-
-    def __call__(self, added: int) -> None:
-        self.done += added
-        now = time.perf_counter()
-        if now > self.next_line and self.done < self.n:
-            left = (now - self.started) / self.done * (self.n - self.done)
-            _tell(f"sampling: {self.done} of {self.n}, about {left:.0f} s left")
-            self.next_line = now + 15

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from denoiselab import speed
+from denoiselab import speed, trust
 from denoiselab.compose import Composed, compose, plain
 from denoiselab.conditioning import Drop
 from denoiselab.data.base import Data
@@ -21,7 +21,7 @@ from denoiselab.errors import UserError
 from denoiselab.guidance import DenoiserLike
 from denoiselab.loss import Loss
 from denoiselab.metrics.base import Metric
-from denoiselab.models import NoiseEmbedding
+from denoiselab.models import Autoencoder, NoiseEmbedding
 from denoiselab.sampler import Sampler, Spacing
 from denoiselab.schedule import Schedule
 from denoiselab.target import Target
@@ -134,6 +134,15 @@ class Parts:
         return self.make("data")
 
     @cached_property
+    def images(self) -> Data:
+        """The data set as people see it: the one whose latents these are, or the data set itself."""
+        source = self.data.source
+        if source is None:
+            return self.data
+        trust.check(source, f"data: {self.config['data'].get('root')}")
+        return self.make("data", source)
+
+    @cached_property
     def codec(self) -> Codec:
         return self.make("codec", self._interface["codec"]) if self._interface else self.data.codec
 
@@ -231,7 +240,10 @@ class Parts:
                 f"model: {target} has no argument outputs, and the loss {loss} needs a network that returns "
                 f"{self.outputs} tensors like x_0"
             )
-        return self.make("model")
+        net = self.make("model")
+        if isinstance(net, Autoencoder) == self.denoiser_class.generates:
+            raise UserError(_mismatch(type(net).__name__, self.config["loss"]["_target_"].rpartition(".")[2], net))
+        return net
 
     @cached_property
     def denoiser(self) -> Denoiser:
@@ -268,8 +280,13 @@ class Parts:
         """By name; each checked against the data."""
         made = {name: self.make("metrics", node) for name, node in self.config["metrics"].items() if node}
         for name, metric in made.items():
+            if metric.paired and self.denoiser_class.generates and not (self.low_res or self.vector):
+                raise UserError(
+                    f"metrics.{name}: compares each sample with the held-out image that it was made of, and these are "
+                    "made of noise alone; need data=super_resolution, or another metrics"
+                )
             try:
-                metric.check(self.data)
+                metric.check(self.images)
             except ValueError as error:
                 raise UserError(str(error)) from None
             n = self.config["evaluation"]["n"]
@@ -299,11 +316,13 @@ class Parts:
         if "model" not in before:
             self.model = self._without_weights()
         speed.check(self.model, config["trainer"])
-        for name in ("drop", "denoiser", "loss", "timesteps", "guidance", "metrics"):
+        for name in ("drop", "denoiser", "loss", "timesteps", "metrics"):
             getattr(self, name)
-        self.check_pure_noise()
         self._check_timesteps()
-        self.check_sampler(self.denoiser)
+        if self.denoiser.generates:
+            _ = self.guidance
+            self.check_pure_noise()
+            self.check_sampler(self.denoiser)
         self.make("optimizer", params=[torch.nn.Parameter(torch.zeros(2, 2))])
         self.make("lr_schedule")
         self.make("ema", model=self.denoiser)
@@ -334,6 +353,7 @@ class Parts:
             "embedding": "embedding" in inspect.signature(get_class(model)).parameters,
             "weighting": "weighting" in inspect.signature(get_class(loss)).parameters,
             "target": self.denoiser_class.has_target,
+            **dict.fromkeys(("schedule", "timesteps", "sampler", "guidance"), self.denoiser_class.generates),
         }
         for line in overrides:
             group = line.lstrip("+~").partition("=")[0].partition(".")[0]
@@ -361,6 +381,10 @@ class Parts:
 
     def check_sampler(self, denoiser: Denoiser) -> None:
         """The sampler's levels exist on the schedule, and it can use the denoiser."""
+        if not denoiser.generates:
+            raise UserError(
+                "ckpt: this run trained an autoencoder, which cannot be sampled; `denoiselab encode` makes latents"
+            )
         sampler, schedule = self.sampler, self.schedule
         try:
             sampler.levels(schedule)
@@ -373,8 +397,14 @@ class Parts:
 
     def callbacks(self, folder: Path) -> list[Any]:
         """The optional callbacks, in the order of their file."""
-        nodes = self.config["callbacks"].items()
-        return [self.make(f"callbacks.{name}", node, folder=folder) for name, node in nodes if node]
+        nodes = {name: node for name, node in self.config["callbacks"].items() if node}
+        made = {name: self.make(f"callbacks.{name}", node, folder=folder) for name, node in nodes.items()}
+        for name, callback in made.items():
+            if getattr(callback, "generates", None) not in (None, self.denoiser_class.generates):
+                what = "samples, and this loss trains an autoencoder; need callbacks=autoencoder"
+                other = "an autoencoder, and this loss trains none; need callbacks=default"
+                raise UserError(f"callbacks.{name}: is about {what if callback.generates else other}")
+        return [*made.values()]
 
 
 SHARED = {
@@ -414,6 +444,13 @@ def identity(config: dict[str, Any], init: str | None) -> dict[str, Any]:
     found["precision"] = config["trainer"]["precision"]
     found["gradient_clip"] = config["trainer"]["gradient_clip"]
     return {**found, "init": init, "numerics": NUMERICS_VERSION}
+
+
+def _mismatch(model: str, loss: str, net: Any) -> str:
+    """What is wrong where an autoencoder meets the loss of a denoiser, or the other way round."""
+    if isinstance(net, Autoencoder):
+        return f"model: {model} is an autoencoder, and the loss {loss} trains a denoiser; take loss=autoencoder"
+    return f"model: the loss {loss} trains an autoencoder, and {model} is none; need model=kl_digits or vq_digits"
 
 
 def _nothing(x_t: torch.Tensor, *level: torch.Tensor, **cond: Any) -> torch.Tensor:

@@ -1,8 +1,9 @@
-"""Samples as pictures: images in a grid, points in a plane."""
+"""Samples as pictures: images in a grid, points in a plane. And pictures as images."""
 
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import matplotlib
 
@@ -12,10 +13,18 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.utils import make_grid
+
+from denoiselab.data.picture import decode, is_image
+from denoiselab.data.super_resolution import bicubic
+from denoiselab.errors import UserError
 
 SIDE = 56
 """Least side of a tile in pixels: small images are enlarged by whole factors, so that each pixel stays square."""
+
+COLUMNS, BLOCKS = 10, 4
+"""Most small images side by side, and most such blocks, over their enlargements."""
 
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#999933"]
 """Okabe and Ito's palette, distinguishable without colour vision."""
@@ -27,6 +36,31 @@ def tiles(images: Tensor, columns: int) -> Image.Image:
     enlarged = images.clamp(-1, 1).add(1).div(2).repeat_interleave(factor, -1).repeat_interleave(factor, -2)
     grid = make_grid(enlarged.float().cpu(), nrow=columns, padding=max(2, factor // 2), pad_value=0.5)
     return Image.fromarray((grid * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def enlargements(low_res: Tensor, samples: Tensor, real: Tensor | None = None) -> Image.Image:
+    """Under each of the first 40 small images, whose pixels are squares, its bicubic enlargement, its samples, and the
+    real image.
+
+    Args:
+        low_res: (N, C, h, w) in [-1, 1].
+        samples: (M N, C, H, W), those of image i at i, i + N, ...
+        real: (N, C, H, W).
+    """
+    n, size = len(low_res), samples.shape[-2:]
+    columns = min(n, COLUMNS)
+    several = len(samples) > n
+    named = {"small": F.interpolate(low_res, size, mode="nearest"), "bicubic": bicubic(low_res, size)}
+    named |= {f"sample {k + 1}" if several else "sample": part for k, part in enumerate(samples.split(n))}
+    named |= {} if real is None else {"real": real}
+    rows, captions = [], []
+    for start in range(0, min(n, COLUMNS * BLOCKS), columns):
+        for caption, images in named.items():
+            part = images[start : start + columns]
+            missing = part.new_zeros(columns - len(part), *part.shape[1:])  # grey
+            rows.append(tiles(torch.cat([part, missing]), columns))
+            captions.append(caption)
+    return captioned(rows, captions)
 
 
 def panels(points: list[Tensor], titles: list[str], labels: Tensor | None = None) -> Image.Image:
@@ -66,3 +100,29 @@ def captioned(rows: list[Image.Image], captions: list[str], header: str = "") ->
         page.paste(row, (left, y))
         y += row.height
     return page
+
+
+def as_image(values: Tensor) -> Image.Image:
+    """One image (C, H, W) in [-1, 1], C 1 or 3, as it is."""
+    levels = ((values.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels)
+
+
+def read(path: Path, channels: int) -> dict[Path, Tensor]:
+    """A picture, or those in a folder in the order of their names, as images (channels, H, W) in [-1, 1].
+
+    Raises:
+        UserError: it is neither, or one cannot be read.
+    """
+    files = sorted(file for file in path.iterdir() if is_image(file.name)) if path.is_dir() else [path]
+    if not files or not files[0].is_file():
+        raise UserError(f"low_res={path}: need a picture, or a folder of pictures")
+    found = {}
+    for file in files:
+        try:
+            image = decode(file, None, channels, file.suffix.lower() == ".npy")
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"low_res={file}: {reason}") from None
+        found[file] = image.float() / 127.5 - 1 if image.dtype == torch.uint8 else image
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from denoiselab import checkpoint, trust
 from denoiselab.compose import compose, plain, read_yaml
+from denoiselab.conditioning import NULL
 from denoiselab.curve import Curve
+from denoiselab.data.base import Batch, Data
 from denoiselab.denoiser import Denoiser
 from denoiselab.errors import CheckpointError, UserError
 from denoiselab.exchange import ours
@@ -206,22 +208,27 @@ class Run:
         scale: float = 1.0,
         seed: int = 0,
         schedule: str | None = None,
+        given: Mapping[str, Tensor] | None = None,
+        options: Sequence[str] = (),
     ) -> Tensor:
         """n samples: float32 (n, C, H, W) in [-1, 1] for images, (n, D) in their own units for points.
 
         Args:
-            label: one class for all, one each, or None for every class in turn.
+            label: one class for all, or one each; None as ``cond`` says.
             sampler: an option of the sampler group.
             steps: noise levels; None for the option's own number.
             scale: guidance; 1 is off.
             seed: of the noise. Sample i of a seed does not depend on n.
             schedule: an option of the schedule group to sample along; None for the one that was trained along.
+            given: what else the samples are made of, as ``cond`` takes it: ``{"low_res": images}`` enlarges images.
+            options: others of ``denoiselab sample``, such as ``["guidance=replacement", "guidance.low=0"]``.
         """
-        overrides = [f"sampler={sampler}", f"guidance.scale={scale}", "ckpt=none"]
+        overrides = [f"sampler={sampler}", "ckpt=none", *options]
+        overrides += [f"guidance.scale={scale}"] if scale != 1 else []
         overrides += [f"sampler.steps={steps}"] if steps is not None else []
         overrides += [f"schedule={schedule}"] if schedule is not None else []
         parts = self.parts_for(plain(compose("sample", overrides)))
-        return self.draw(parts, self.cond(n, label), range(n), seed)[0]
+        return self.draw(parts, self.cond(n, label, given), range(n), seed)[0]
 
     def parts_for(self, config: dict[str, Any]) -> Parts:
         """The parts that a configuration for sampling names, and the run's own schedule unless it names another.
@@ -237,8 +244,34 @@ class Run:
         parts.check_sampler(self.denoiser)
         return parts
 
-    def cond(self, n: int, label: int | Sequence[int] | None = None) -> dict[str, Tensor]:
-        """What n samples are asked for: their classes, or nothing where the model is unconditional.
+    @property
+    def made_of(self) -> list[str]:
+        """What its samples are made of beside noise and a class: ``low_res``, ``vector``, or nothing."""
+        return [name for name in ("low_res", "vector") if getattr(self.parts, name)]
+
+    def cond(
+        self, n: int, label: int | Sequence[int] | None = None, given: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """What n samples are asked for, a row each; nothing where the model is unconditional.
+
+        Args:
+            label: one class for all, or one each. None: every class in turn; where samples are made of held-out
+                conditions, those samples' own; where they are made of given ones, no class.
+            given: conditions whose rows are taken in turn: low_res (k, C, h, w) in [-1, 1], vector (k, V), or what a
+                guidance asks for. What the model needs and is not given is that of the first n held-out samples.
+        """
+        found = {name: rows[torch.arange(n) % len(rows)] for name, rows in self._checked(given or {}).items()}
+        missing = [name for name in self.made_of if name not in found]
+        own = self.held_out(n)["cond"] if missing else {}
+        if missing and len(own[missing[0]]) < n:
+            raise UserError(f"n={n}: samples are made of held-out ones, and there are {len(own[missing[0]])}")
+        found |= {name: own[name] for name in missing}
+        if label is None and self.parts.num_classes and self.made_of:
+            return {"label": own["label"] if missing else self._no_class(n), **found}
+        return {**self.labels(n, label), **found}
+
+    def labels(self, n: int, label: int | Sequence[int] | None = None) -> dict[str, Tensor]:
+        """The classes of n samples, or nothing where the model knows none.
 
         Args:
             label: one class for all, one each, or None for every class in turn.
@@ -254,6 +287,57 @@ class Run:
         if len(labels) != n or not bool(((labels >= 0) & (labels < classes)).all()):
             raise UserError(f"label={label}: need one class, or one for each of the {n} samples, in 0..{classes - 1}")
         return {"label": labels}
+
+    def _no_class(self, n: int) -> Tensor:
+        if self.parts.config["p_null"] == 0:
+            raise UserError("label=null: this model was trained with p_null=0, never without a class; name one")
+        return torch.full((n,), NULL)
+
+    def held_out(self, n: int, data: Data | None = None) -> Batch:
+        """The first n held-out samples, or all where there are fewer, in the order of ``Samples.draw``; their ``cond``
+        is what this model knows.
+
+        Args:
+            data: the data set; None for the one that was trained on, which must be there.
+        """
+        try:
+            batch = (data or self.parts.data).held_out.draw(n)
+        except UserError as error:
+            names = ", ".join(self.made_of)
+            raise UserError(f"{names}: not given, and the held-out ones cannot be had: {error}") from None
+        known = [*self.made_of, *(["label"] if self.parts.num_classes else [])]
+        return {**batch, "cond": {name: value for name, value in batch["cond"].items() if name in known}}
+
+    def _checked(self, given: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        for name in ("low_res", "vector"):
+            if name in given and name not in self.made_of:
+                raise UserError(f"{name}: this model was trained without it")
+        if "low_res" in given:
+            self.check_low_res(given["low_res"])
+        need = self.parts.vector
+        if "vector" in given and given["vector"].shape[1:] != (need,):
+            raise UserError(f"vector: has shape {tuple(given['vector'].shape)}; need {need} numbers in each row")
+        return given
+
+    def check_low_res(self, low_res: Tensor, name: str = "low_res") -> None:
+        """Images (k, C, h, w) must be of the size that this model was trained to enlarge, with values in [-1, 1].
+
+        Raises:
+            UserError: they are not, or the model enlarges nothing.
+        """
+        if "low_res" not in self.made_of:
+            raise UserError(f"{name}: this model enlarges no images; that wants a run with data=super_resolution")
+        channels, (height, width) = self.parts.low_res, self.parts.shape[1:]
+        factor = self.parts.config["data"].get("factor")
+        if factor is None:  # of a network that came without its data: any whole one
+            factor = max(1, height // low_res.shape[-2])
+        need = (channels, height // factor, width // factor)
+        if tuple(low_res.shape[1:]) != need:
+            have, wanted = (" x ".join(map(str, sides)) for sides in (low_res.shape[1:], need))
+            raise UserError(f"{name}: is {have}; need {wanted}, which become {height} x {width} pixels")
+        low, high = low_res.min().item(), low_res.max().item()  # NaN if any value is
+        if not (low >= -1 and high <= 1):
+            raise UserError(f"{name}: has values from {low:.4g} to {high:.4g}; need numbers in [-1, 1]")
 
     def elsewhere(self, parts: Parts) -> list[str]:
         """The schedule to sample along, if it is not the one that was trained along; said on stderr."""

@@ -1,9 +1,10 @@
 """What a configuration read from a file may instantiate.
 
 A configuration composed from conf/ and the user's own --config-dir is the user's own command and may name anything.
-One read back from a run or a checkpoint may come from somebody else: it may name our classes, an exact list of
-third-party ones, and what the user allowed. Names are matched whole or resolved to an object defined where it is
-named, since prefixes such as ``torch.nn.`` can be walked out of (``torch.nn.modules.module.torch.hub.load``).
+One read back from a run or a checkpoint may come from somebody else: it may name the classes that runs are made of,
+an exact list of functions and of third-party classes, and what the user allowed. Names are matched whole or resolved
+to an object defined where it is named, since prefixes such as ``torch.nn.`` can be walked out of
+(``torch.nn.modules.module.torch.hub.load``).
 """
 
 from __future__ import annotations
@@ -27,6 +28,16 @@ EXACT = frozenset(
         "lightning.pytorch.loggers.TensorBoardLogger",
     }
 )
+PACKAGES = frozenset(
+    {
+        *("data", "models", "schedule", "target", "weighting", "timesteps", "loss", "sampler", "guidance"),
+        *("consistency", "ema", "lr_schedule", "callbacks", "metrics"),
+    }
+)
+"""Modules of ours whose classes are parts of a run; the others read, write and run things."""
+
+FUNCTIONS = frozenset({"denoiselab.run.frozen", "denoiselab.guidance.unguided"})
+
 VARIABLE = "DENOISELAB_ALLOW_TARGETS"
 NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+\Z")
 DEEPEST = 30
@@ -66,17 +77,21 @@ def _targets(node: Any, source: str, where: str, depth: int = 0) -> Iterator[tup
 
 
 def _ours(target: str) -> bool:
-    """Whether target is a class or function defined in the denoiselab module that it names."""
+    """Whether target is a part of a run: a class defined in the module of ours that it names, or a listed function."""
     if not NAME.match(target) or not target.startswith("denoiselab."):
         return False
     if any(part.startswith("_") for part in target.split(".")):
+        return False
+    if target in FUNCTIONS:
+        return True
+    if target.split(".")[1] not in PACKAGES:
         return False
     module_name, _, name = target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module_name), name, None)
     except ImportError:
         return False
-    if not (inspect.isclass(found) or inspect.isfunction(found)):
+    if not inspect.isclass(found):
         return False
     # A package's own re-export (denoiselab.models.UNet) is fine; anything from elsewhere is not.
     return found.__module__ == module_name or found.__module__.startswith(module_name + ".")

@@ -5,6 +5,7 @@ from denoiselab.callbacks.buckets import LossBuckets
 from denoiselab.callbacks.checkpoints import Checkpoints
 from denoiselab.callbacks.metrics import TrainingMetrics
 from denoiselab.callbacks.progress import ProgressBar
+from denoiselab.callbacks.reconstructions import Reconstructions
 from denoiselab.callbacks.samples import GuidanceSweep, SampleGrid
 from denoiselab.callbacks.throughput import Throughput
 
@@ -15,6 +16,7 @@ __all__ = [
     "LossBuckets",
     "Periodic",
     "ProgressBar",
+    "Reconstructions",
     "SampleGrid",
     "Throughput",
     "TrainingMetrics",

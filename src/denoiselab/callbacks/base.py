@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
@@ -67,6 +67,9 @@ class Periodic(pl.Callback):
 
 class Evaluation(Periodic):
     """Periodic work that is not training: the training clock stands still during ``run``."""
+
+    generates: ClassVar[bool | None] = None
+    """Whether the model that it looks at can be sampled or is an autoencoder; None for any."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         if self.due(trainer, pl_module):

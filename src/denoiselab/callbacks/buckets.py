@@ -27,6 +27,8 @@ class LossBuckets(Evaluation):
         repeats: times per held-out sample, spread evenly over [0, 1].
     """
 
+    generates = True
+
     def __init__(self, data: Data, buckets: int = 10, every: int = 500, repeats: int = 4):
         super().__init__(every)
         if buckets < 1:

@@ -16,6 +16,7 @@ COMMANDS = {
     "sample": "draw samples from a run or a checkpoint",
     "evaluate": "measure a run or a checkpoint",
     "report": "one page from a run or a folder of runs",
+    "encode": "turn the images of a data set into latents",
     "export": "write a run's network for diffusers, or as safetensors",
     "import": "make a run of a network that was trained elsewhere",
     "summary": "parameters, multiply-adds and memory of a network",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -70,6 +70,11 @@ class Data:
     """Values are this many equally spaced levels from -1 to 1; None for real values."""
     block: int = 0
     """Of the order of samples (``Stream``); 0 for a permutation of all."""
+    source: dict[str, Any] | None = None
+    """The option, as plain containers, of the data set whose images these latents encode; None for what is seen as it
+    is."""
+    reconstruction: Mapping[str, float] = {}
+    """What metrics say of images that went through the codec and back, by name; empty where nothing is lost."""
     codec: Codec
     train: Samples
     held_out: Samples

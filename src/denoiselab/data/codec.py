@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from denoiselab.data import autoencoders
 
 
 class Codec(nn.Module):
@@ -77,3 +80,48 @@ class Standardise(Codec):
 
     def config(self) -> dict[str, Any]:
         return {"_target_": "denoiselab.data.Standardise", "mean": self.mean.tolist(), "std": self.std}
+
+
+class Latent(Codec):
+    """x_0 = scale (m - mean), m the mean of an autoencoder's latents of an image, and clamp(D(x_0/scale + mean)) back;
+    mean per channel, and 1/scale the standard deviation about it over the training set, so that x_0 has unit variance
+    (Rombach et al. 2021, arXiv:2112.10752, appendix G, who take the first batch's).
+
+    The autoencoder follows the device and stays float32; it has no part in parameters, state or averages.
+
+    Args:
+        folder: of the autoencoder (data/autoencoders.py).
+        sha256: of its weights.
+        mean: one number per channel of a latent.
+        scale: > 0.
+    """
+
+    mean: Tensor
+    sigma_data = 1.0
+
+    def __init__(self, folder: str, sha256: str, mean: Sequence[float], scale: float):
+        super().__init__()
+        self.folder, self.sha256, self.scale = folder, sha256, scale
+        self._held = (autoencoders.read(Path(folder), sha256),)
+        self.register_buffer("mean", torch.tensor(list(mean)).view(-1, 1, 1), persistent=False)
+
+    def encode(self, image: Tensor) -> Tensor:
+        return self.normalised(self._held[0].encode(image)[0])
+
+    def decode(self, x_0: Tensor) -> Tensor:
+        return self._held[0].decode(x_0.float() / self.scale + self.mean).clamp(-1, 1)
+
+    def normalised(self, latent: Tensor) -> Tensor:
+        """x_0 of latents as the autoencoder gives them."""
+        return torch.add(-self.scale * self.mean, latent, alpha=self.scale)  # in one pass
+
+    def config(self) -> dict[str, Any]:
+        facts = {"folder": self.folder, "sha256": self.sha256, "mean": self.mean.flatten().tolist()}
+        return {"_target_": "denoiselab.data.Latent", **facts, "scale": self.scale}
+
+    def _apply(self, fn, recurse=True):
+        """Follow the device, never the dtype."""
+        device = fn(torch.zeros((), device=self.mean.device)).device
+        self._held[0].to(device)
+        self.mean = self.mean.to(device)
+        return self

@@ -24,6 +24,7 @@ class InMemory(Data):
         batch_size, workers: as for ``Data``.
         held_out: test images that are held out, at most all, each class with its share.
         flip: mirror half of the training images.
+        labels: ``classes``; or ``none``, for a set without labels.
         train, test: images (N, C, H, W) as bytes and class indices (N,).
     """
 
@@ -35,17 +36,23 @@ class InMemory(Data):
         workers: int,
         held_out: int,
         flip: bool,
+        labels: str,
         train: tuple[Tensor, Tensor],
         test: tuple[Tensor, Tensor],
     ):
         super().__init__(batch_size, workers)
         at_least_one(held_out)
+        if labels not in ("classes", "none"):
+            raise ValueError(f"labels={labels}: need classes or none")
         (images, label), (others, other_label) = train, test
         kept = stratified(other_label, torch.arange(len(others)), min(held_out, len(others)))
         self.shape = tuple(images.shape[1:])
-        self.train = Pixels(images, label, torch.arange(len(images)), flip)
+        known = labels == "classes"
+        self.num_classes = self.num_classes if known else 0
+        self.train = Pixels(images, label if known else None, torch.arange(len(images)), flip)
         self.train.codec = self.codec = Identity(root_mean_square(self.train))
-        self.held_out = Pixels(others[kept], other_label[kept], len(images) + kept, codec=self.codec)
+        held_label = other_label[kept] if known else None
+        self.held_out = Pixels(others[kept], held_label, len(images) + kept, codec=self.codec)
 
 
 class ReadFromDisk(Data):

@@ -30,7 +30,7 @@ class Torchvision(InMemory):
     """One of torchvision's data sets, its files verified by torchvision's checksums whoever put them there.
 
     Args:
-        batch_size, workers, held_out, flip: as for ``InMemory``.
+        batch_size, workers, held_out, flip, labels: as for ``InMemory``.
         root: the folder that holds the set's own folder, as torchvision lays it out; null: the cache, to which the set
             is downloaded once.
         size: side in pixels; above that of the files, black is added around.
@@ -40,7 +40,14 @@ class Torchvision(InMemory):
     num_classes = 10
 
     def __init__(
-        self, batch_size: int, workers: int, held_out: int, root: str | None = None, flip: bool = False, size: int = 0
+        self,
+        batch_size: int,
+        workers: int,
+        held_out: int,
+        root: str | None = None,
+        flip: bool = False,
+        labels: str = "classes",
+        size: int = 0,
     ):
         parts = [self._load(root, train) for train in (True, False)]
         side = parts[0][0].shape[-1]
@@ -49,7 +56,7 @@ class Torchvision(InMemory):
             raise ValueError(f"size={size}: need {side}, or {side} and an even number more, as in size={side + 4}")
         margin = 4 * [(size - side) // 2]
         parts = [(torch.nn.functional.pad(images, margin), label) for images, label in parts]
-        super().__init__(batch_size, workers, held_out, flip, *parts)
+        super().__init__(batch_size, workers, held_out, flip, labels, *parts)
 
     def _load(self, root: str | None, train: bool) -> tuple[Tensor, Tensor]:
         """Images (N, C, H, W) and classes (N,) of one split."""
@@ -109,7 +116,7 @@ class MNIST(Torchvision):
     """60,000 handwritten digits, 28 x 28, and 10,000 to test on (LeCun et al. 1998, doi:10.1109/5.726791).
 
     Args:
-        batch_size, workers, held_out, root: as for ``Torchvision``.
+        batch_size, workers, held_out, root, flip, labels: as for ``Torchvision``.
         size: 28, or 32, which networks can halve more often.
     """
 
@@ -123,9 +130,10 @@ class MNIST(Torchvision):
         held_out: int = 2000,
         root: str | None = None,
         flip: bool = False,
+        labels: str = "classes",
         size: int = 32,
     ):
-        super().__init__(batch_size, workers, held_out, root, flip, size)
+        super().__init__(batch_size, workers, held_out, root, flip, labels, size)
 
     def _verify(self, make: Any, folder: Path) -> None:
         """torchvision checks archives as they arrive, and afterwards asks only whether the unpacked files exist."""
@@ -152,7 +160,7 @@ class FashionMNIST(MNIST):
     """60,000 articles of clothing in ten classes, 28 x 28, and 10,000 to test on (Xiao et al. 2017, arXiv:1708.07747).
 
     Args:
-        batch_size, workers, held_out, root, flip, size: as for ``MNIST``.
+        batch_size, workers, held_out, root, flip, labels, size: as for ``MNIST``.
     """
 
     name = "FashionMNIST"
@@ -163,7 +171,7 @@ class CIFAR10(Torchvision):
     """50,000 photographs in ten classes, 32 x 32, and 10,000 to test on (Krizhevsky 2009).
 
     Args:
-        batch_size, workers, held_out, root, flip: as for ``Torchvision``.
+        batch_size, workers, held_out, root, flip, labels: as for ``Torchvision``.
     """
 
     name = "CIFAR10"
@@ -176,8 +184,9 @@ class CIFAR10(Torchvision):
         held_out: int = 2000,
         root: str | None = None,
         flip: bool = False,
+        labels: str = "classes",
     ):
-        super().__init__(batch_size, workers, held_out, root, flip)
+        super().__init__(batch_size, workers, held_out, root, flip, labels)
 
     def _tensors(self, split: Any) -> tuple[Tensor, Tensor]:
         return torch.from_numpy(split.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(split.targets)
@@ -187,7 +196,7 @@ class CIFAR100(CIFAR10):
     """50,000 photographs in a hundred classes, 32 x 32, and 10,000 to test on (Krizhevsky 2009).
 
     Args:
-        batch_size, workers, held_out, root, flip: as for ``CIFAR10``.
+        batch_size, workers, held_out, root, flip, labels: as for ``CIFAR10``.
     """
 
     name = "CIFAR100"

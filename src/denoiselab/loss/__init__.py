@@ -1,5 +1,6 @@
 """Training losses, per sample."""
 
+from denoiselab.loss.autoencoder import Reconstruction
 from denoiselab.loss.base import Loss
 from denoiselab.loss.consistency import (
     Averaged,
@@ -33,6 +34,7 @@ __all__ = [
     "Own",
     "Progressive",
     "PseudoHuber",
+    "Reconstruction",
     "SoftMin",
     "SquareRoot",
     "SquaredError",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -19,7 +19,7 @@ class Measurement:
     better: str
     """lower, higher, or none where no direction is better."""
     controls: dict[str, float] = field(default_factory=dict)
-    """What the same measurement gives on real data, by name: a floor, a ceiling."""
+    """What the same measurement gives on real data, or on what a simpler method makes, by name: a floor, a ceiling."""
     protocol: dict[str, Any] = field(default_factory=dict)
     """What the number depends on beside the samples: feature extractor and hash, k, implementation."""
     details: dict[str, Any] = field(default_factory=dict)
@@ -31,6 +31,10 @@ class Metric:
 
     least: int = 1
     """The smallest number of samples that it can measure."""
+
+    paired: ClassVar[bool] = False
+    """Whether it compares generated[i] with the i-th image of ``data.held_out.draw(len(generated))``, of which sample i
+    was made. Such a metric is refused where samples are made of noise alone."""
 
     def measure(self, generated: Tensor, label: Tensor | None, data: Data) -> list[Measurement]:
         """Measurements of decoded samples.

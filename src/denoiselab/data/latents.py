@@ -1,0 +1,200 @@
+"""Latents on disk: written once in shards by ``denoiselab encode``, mapped into memory when they are trained on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from denoiselab.data.base import Batch, Data, Samples
+from denoiselab.data.codec import Latent
+from denoiselab.data.stream import Address
+from denoiselab.errors import UserError
+from denoiselab.rng import generator
+
+INDEX = "latents.json"
+FORMAT, VERSION = "denoiselab latents", 1
+ENCODER = "encoder"
+"""The folder of the autoencoder, beside the shards."""
+
+FACTS: dict[str, type] = {
+    "shape": list,
+    "num_classes": int,
+    "mean": list,
+    "scale": float,
+    "encoder": dict,
+    "source": dict,
+    "splits": dict,
+    "reconstruction": dict,
+    "fingerprint": str,
+}
+"""What latents.json says, and as what."""
+
+
+class Store:
+    """The tensors of consecutive shards, mapped: memory is taken for what is read, and given back when it is needed.
+
+    Args:
+        folder: of the shards.
+        shards: of each, ``file`` and ``n``.
+        shape: of a latent.
+
+    Raises:
+        UserError: a shard is missing, truncated, or of another shape.
+    """
+
+    def __init__(self, folder: Path, shards: Sequence[dict[str, Any]], shape: tuple[int, ...]):
+        self.parts = [_opened(folder / shard["file"], shard["n"], shape) for shard in shards]
+        self.shape, self.random = shape, "std" in self.parts[0]
+        self.ends = torch.tensor([len(part["mean"]) for part in self.parts]).cumsum(0)
+        self.ids = torch.cat([part["id"] for part in self.parts])
+        self.label = torch.cat([part["label"] for part in self.parts]) if "label" in self.parts[0] else None
+
+    def rows(self, name: str, index: Tensor) -> Tensor:
+        """``mean`` or ``std`` at these positions, float32."""
+        shard = torch.searchsorted(self.ends, index, right=True)
+        first = int(shard[0]) if len(shard) else 0
+        if bool((shard == first).all()):
+            start = int(self.ends[first]) - len(self.parts[first][name])
+            return self.parts[first][name].index_select(0, index - start).float()
+        found = torch.empty(len(index), *self.shape)
+        for k in shard.unique().tolist():
+            here = (shard == k).nonzero().flatten()
+            found[here] = self.rows(name, index[here])
+        return found
+
+
+class Mapped(Samples):
+    """Latents in the files that hold them, read when they are asked for: x_0 = codec.normalised(m + s eps), where an
+    image's latents are N(m, s^2) and eps is addressed by (seed, epoch, index).
+
+    Args:
+        store: of m and s.
+        codec: of the latents.
+        sample: draw from N(m, s^2) in training; False for m.
+    """
+
+    def __init__(self, store: Store, codec: Latent, sample: bool):
+        self.store, self.codec, self.sample = store, codec, sample
+        self.ids, self.label = store.ids, store.label
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def x_0(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """All of it, of the means."""
+        return self.batch(slice(None))["x_0"]
+
+    def __getitems__(self, addresses: Sequence[Address]) -> Batch:
+        index = torch.tensor([index for _, index in addresses])
+        eps = None
+        if self.sample and self.store.random:
+            seed = getattr(addresses, "seed", 0)
+            draws = [torch.randn(self.store.shape, generator=generator(seed, "posterior", *one)) for one in addresses]
+            eps = torch.stack(draws)
+        return self._made(index, eps)
+
+    def batch(self, index: Tensor | slice) -> Batch:
+        return self._made(torch.arange(len(self))[index])
+
+    def _made(self, index: Tensor, eps: Tensor | None = None) -> Batch:
+        latent = self.store.rows("mean", index)
+        if eps is not None:
+            latent.addcmul_(self.store.rows("std", index), eps)
+        cond = {} if self.label is None else {"label": self.label[index]}
+        return {"x_0": self.codec.normalised(latent), "id": self.ids[index], "cond": cond}
+
+
+class Latents(Data):
+    """Latents that ``denoiselab encode`` made of a data set; what is sampled is decoded by the autoencoder that lies
+    beside them.
+
+    Args:
+        batch_size: the global batch.
+        workers: loader processes.
+        root: the folder that was encoded into.
+        sample: draw each image's latents anew in every epoch from the distribution that a KL autoencoder gives; False
+            for its mean.
+    """
+
+    train: Mapped
+
+    def __init__(self, batch_size: int = 128, workers: int = 0, root: str = "", sample: bool = True):
+        super().__init__(batch_size, workers)
+        folder = Path(root)
+        index = read_index(folder)
+        self.shape, self.num_classes = tuple(index["shape"]), index["num_classes"]
+        self.source, self.reconstruction = index["source"], index["reconstruction"]
+        self.codec = Latent(
+            str((folder / ENCODER).resolve()), index["encoder"].get("sha256", ""), index["mean"], index["scale"]
+        )
+        self._fingerprint = index["fingerprint"]
+        self.train, self._held_out = (
+            Mapped(Store(folder, index["splits"][split], self.shape), self.codec, sample and split == "train")
+            for split in ("train", "held_out")
+        )
+
+    @cached_property
+    def held_out(self) -> Samples:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """In memory, always the means."""
+        batch = self._held_out.batch(slice(None))
+        return Samples(batch["x_0"], batch["cond"].get("label"), batch["id"])
+
+    def by_content(self, options: dict[str, Any]) -> dict[str, Any]:
+        kept = {key: value for key, value in options.items() if key != "root"}
+        return kept | {"content": self._fingerprint}
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """What a folder of latents says of itself.
+
+    Raises:
+        UserError: it is none, is damaged, or is of a later version.
+    """
+    file = folder / INDEX
+    if not file.is_file():
+        raise UserError(
+            f"data.root={folder}: no {INDEX} is there; make latents with `denoiselab encode data=... encoder=... "
+            f"output={folder}`"
+        )
+    try:
+        index = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file}: cannot be read ({' '.join(str(error).split())[:80]})") from None
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        raise UserError(f"{file}: not the index of latents")
+    if index.get("version") != VERSION:
+        raise UserError(f"{file}: has layout {index.get('version')!r}; this denoiselab reads {VERSION}")
+    for key, kind in FACTS.items():
+        if not isinstance(index.get(key), kind):
+            raise UserError(f"{file}: says nothing usable of its {key}")
+    for split in ("train", "held_out"):
+        shards = index["splits"].get(split)
+        usable = isinstance(shards, list) and all(
+            isinstance(s, dict) and isinstance(s.get("file"), str) and isinstance(s.get("n"), int) for s in shards
+        )
+        if not usable or not shards or any(Path(s["file"]).name != s["file"] for s in shards):
+            raise UserError(f"{file}: says nothing usable of its {split} shards")
+    return index
+
+
+def _opened(file: Path, n: int, shape: tuple[int, ...]) -> dict[str, Tensor]:
+    """A shard's tensors."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as found:
+            tensors = {name: found.get_tensor(name) for name in found.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file}: missing, truncated, or not a shard ({' '.join(str(error).split())[:80]})") from None
+    sizes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    expected = {"mean": (n, *shape), "std": (n, *shape), "label": (n,), "id": (n,)}
+    if not {"mean", "id"} <= sizes.keys() or any(expected.get(name) != size for name, size in sizes.items()):
+        raise UserError(f"{file}: holds {sizes}; need {n} latents of shape {shape} with their ids")
+    return tensors

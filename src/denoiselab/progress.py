@@ -1,0 +1,29 @@
+"""Lines that say how far long work is."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+
+class Progress:
+    """Says how much is done and how long the rest will take, at most every 15 seconds; call it with what was added.
+
+    Args:
+        what: is done, as in "sampling".
+        n: how much of it there is.
+    """
+
+    EVERY = 15.0
+
+    def __init__(self, what: str, n: int):
+        self.what, self.n, self.done, self.started = what, n, 0, time.perf_counter()
+        self.next_line = self.started + self.EVERY
+
+    def __call__(self, added: int) -> None:
+        self.done += added
+        now = time.perf_counter()
+        if now > self.next_line and self.done < self.n:
+            left = (now - self.started) / self.done * (self.n - self.done)
+            print(f"{self.what}: {self.done} of {self.n}, about {left:.0f} s left", file=sys.stderr, flush=True)
+            self.next_line = now + self.EVERY

@@ -1,0 +1,337 @@
+"""Latents: made by the command, mapped, trained on, decoded; and what can be wrong with them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import denoiselab
+from denoiselab import encoding
+from denoiselab.compose import compose, plain
+from denoiselab.data import Digits, Latents, autoencoders
+from denoiselab.data.stream import MicroBatch, Stream
+from denoiselab.errors import CheckpointError, UserError
+from denoiselab.experiment import Parts, resolve
+from denoiselab.models import KL, VQ
+from exact import normals
+from networks import perturbed
+from test_autoencoder import TINY
+
+SHAPE = (2, 4, 4)
+
+
+def autoencoder(folder: Path, kind: type = KL, shape: tuple[int, ...] = (1, 8, 8)) -> Path:
+    """One with nothing left at zero, in a folder."""
+    torch.manual_seed(0)
+    node = {"shape": list(shape), "latent": 2, **TINY}
+    net = perturbed(kind(**node), 0.1).float()
+    autoencoders.of_ours(net, {"_target_": f"denoiselab.models.{kind.__name__}", **node}).save(folder)
+    return folder
+
+
+def encode(output: Path, encoder: object, *overrides: str) -> Path:
+    lines = [f"encoder={encoder}", f"output={output}", "device=cpu", *overrides]
+    config = plain(compose("encode", lines))
+    return encoding.encode(Parts({**config, "loss": {"_target_": "denoiselab.loss.Reconstruction"}}))
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory) -> Path:
+    return autoencoder(tmp_path_factory.mktemp("autoencoder") / "kl")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, encoder) -> Path:
+    return encode(tmp_path_factory.mktemp("latents") / "digits", encoder, "shard=500")
+
+
+@pytest.fixture
+def copy(made, tmp_path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "copy"))
+
+
+def everything(data: Latents) -> Tensor:
+    return data.train.batch(slice(None))["x_0"]
+
+
+def test_latents_are_what_the_encoder_gives_in_order_with_labels_and_ids(made, encoder):
+    data, digits, net = Latents(root=str(made)), Digits(), autoencoders.read(encoder)
+    assert data.shape == SHAPE
+    assert data.num_classes == 10
+    assert [path.name for path in sorted(made.glob("train-*"))] == [f"train-{k:05d}.safetensors" for k in range(3)]
+    for split, real in ((data.train, digits.train), (data.held_out, digits.held_out)):
+        assert torch.equal(split.ids, real.ids)
+        assert torch.equal(split.label, real.label)
+        latent = net.encode(real.x_0)[0]
+        torch.testing.assert_close(split.batch(slice(None))["x_0"], data.codec.normalised(latent), rtol=1e-4, atol=1e-4)
+    back = data.codec.decode(data.held_out.x_0)
+    torch.testing.assert_close(back, net.decode(net.encode(digits.held_out.x_0)[0]).clamp(-1, 1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(data.codec.encode(digits.held_out.x_0), data.held_out.x_0, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_trained_on_has_mean_zero_and_variance_one(made):
+    data = Latents(root=str(made))
+    draws = torch.stack([data.train.__getitems__([(epoch, i) for i in range(1437)])["x_0"] for epoch in range(20)])
+    assert float(draws.mean((0, 1, 3, 4)).abs().max()) < 0.005
+    assert float(draws.std()) == pytest.approx(1, abs=0.003)
+    assert data.codec.sigma_data == 1
+    rest = draws - everything(data)
+    std = torch.cat([load_file(path)["std"] for path in sorted(made.glob("train-*"))]) * data.codec.scale
+    assert float((rest / std).mean()) == pytest.approx(0, abs=0.005)
+    assert float((rest / std).std()) == pytest.approx(1, abs=0.003)
+
+
+def test_a_draw_is_addressed_by_seed_epoch_and_index(made):
+    train = Latents(root=str(made)).train
+    alone = train.__getitems__(MicroBatch([(3, 700)], seed=5))["x_0"][0]
+    among = train.__getitems__(MicroBatch([(3, 2), (3, 700), (4, 700)], seed=5))["x_0"]
+    assert torch.equal(alone, among[1])
+    other = train.__getitems__(MicroBatch([(3, 700)], seed=6))["x_0"][0]
+    assert not torch.equal(alone, among[2])
+    assert not torch.equal(alone, other)
+    means = Latents(root=str(made), sample=False).train
+    assert torch.equal(means.__getitems__([(3, 700)])["x_0"], train.batch(torch.tensor([700]))["x_0"])
+
+
+def test_shards_do_not_show(made, encoder, tmp_path):
+    one, three = Latents(root=str(encode(tmp_path / "one", encoder, "shard=5000"))), Latents(root=str(made))
+    for addresses in Stream(1437, 64, seed=1):
+        found = [data.train.__getitems__(addresses) for data in (one, three)]
+        torch.testing.assert_close(found[0]["x_0"], found[1]["x_0"], rtol=1e-5, atol=1e-5)
+        assert torch.equal(found[0]["id"], found[1]["id"])
+        assert torch.equal(found[0]["cond"]["label"], found[1]["cond"]["label"])
+        break
+
+
+def test_half_precision_takes_half_the_place(made, encoder, tmp_path):
+    half = encode(tmp_path / "half", encoder, "dtype=float16", "shard=500")
+    sizes = [(folder / "train-00000.safetensors").stat().st_size for folder in (half, made)]
+    assert sizes[0] < 0.6 * sizes[1]
+    found, expected = (everything(Latents(root=str(folder))) for folder in (half, made))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)
+
+
+def test_a_vq_autoencoder_has_no_deviation(tmp_path):
+    data = Latents(root=str(encode(tmp_path / "vq", autoencoder(tmp_path / "net", VQ))))
+    assert torch.equal(data.train.__getitems__([(0, 3)])["x_0"], data.train.batch(torch.tensor([3]))["x_0"])
+    assert float(everything(data).std()) == pytest.approx(1, abs=1e-3)
+
+
+def test_an_interrupted_command_goes_on_and_ends_with_the_same_bytes(made, encoder, tmp_path, monkeypatch):
+    written, write = [], encoding.write_atomic
+
+    def dies(path, fill):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(path.name)
+        write(path, fill)
+
+    monkeypatch.setattr(encoding, "write_atomic", dies)
+    with pytest.raises(KeyboardInterrupt):
+        encode(tmp_path / "again", encoder, "shard=500")
+    assert not (tmp_path / "again").exists()
+    monkeypatch.setattr(encoding, "write_atomic", lambda path, fill: (written.append(path.name), write(path, fill)))
+    encode(tmp_path / "again", encoder, "shard=500")
+    assert len(written) == len(set(written)) == 4
+    files = sorted(path.relative_to(made) for path in made.rglob("*") if path.is_file())
+    assert files == sorted(p.relative_to(tmp_path / "again") for p in (tmp_path / "again").rglob("*") if p.is_file())
+    for path in files:
+        if path.suffix == ".safetensors":
+            assert (made / path).read_bytes() == (tmp_path / "again" / path).read_bytes()
+    assert not (tmp_path / "again.partial").exists()
+
+
+def test_it_is_made_once_and_nothing_is_overwritten(made, encoder, tmp_path, capsys):
+    before = {path: path.stat().st_mtime_ns for path in made.rglob("*")}
+    assert encode(made, encoder, "shard=500") == made
+    assert "already encoded" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"^output=.*: holds other latents; name a new folder$"):
+        encode(made, encoder, "shard=400")
+    assert {path: path.stat().st_mtime_ns for path in made.rglob("*")} == before
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(UserError, match=r"^output=.*mine: exists and holds no latents"):
+        encode(tmp_path / "mine", encoder)
+
+
+def test_how_well_it_reconstructs_is_measured_on_held_out_images(made, encoder):
+    data, net, real = Latents(root=str(made)), autoencoders.read(encoder), Digits().held_out.x_0
+    mse = (net.decode(net.encode(real)[0]).clamp(-1, 1) - real).square().mean().item()
+    assert data.reconstruction["mse"] == pytest.approx(mse, rel=1e-3)
+    assert {"psnr", "ssim"} <= data.reconstruction.keys()
+
+
+def test_a_run_goes_from_latents_to_decoded_samples(made, train, monkeypatch):
+    run = train(f"data.root={made}", "experiment=latent_digits", "metrics=digits", "callbacks=none")
+    file = next(run.glob("evaluations/*/evaluation.json"))
+    records = {record["name"]: record for record in json.loads(file.read_text())["records"]}
+    assert records["fd_digits"]["value"] > 0
+    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert not [key for key in content["state_dict"] if "codec" in key or "encoder" in key]
+    monkeypatch.setattr(encoding, "read_index", None)
+    loaded = denoiselab.load(run)
+    samples = loaded.sample(n=3, steps=2)
+    assert samples.shape == (3, 1, 8, 8)
+    assert float(samples.abs().max()) <= 1
+    assert not [name for name, _ in loaded.codec.named_parameters()]
+    assert loaded.codec.to(torch.bfloat16).decode(normals(1, *SHAPE)).dtype == torch.float32
+
+
+def test_what_is_measured_on_samples_comes_with_the_floor_of_decoding(encoder, tmp_path, train):
+    folder = encode(tmp_path / "floor", encoder, "metrics=reconstruction_digits")
+    run = train(f"data.root={folder}", "experiment=latent_digits", "metrics=digits", "callbacks=none")
+    file = next(run.glob("evaluations/*/evaluation.json"))
+    for record in json.loads(file.read_text())["records"]:
+        expected = Latents(root=str(folder)).reconstruction.get(record["name"])
+        assert record["controls"].get("reconstruction") == expected
+        assert (expected is None) == (record["name"] == "held_out_loss")
+
+
+@pytest.mark.parametrize("option", ["data=latents", "experiment=latent_digits"])
+def test_an_option_composes_and_asks_for_its_folder(option, made):
+    parts = Parts(resolve(compose("train", [option, f"data.root={made}"])))
+    parts.check()
+    assert parts.shape == SHAPE
+    assert parts.images.shape == (1, 8, 8)
+    with pytest.raises(UserError, match=r"^data\.root=\?\?\?: this option must be given$"):
+        resolve(compose("train", [option]))
+
+
+def test_a_moved_folder_is_the_same_run_and_another_encoding_is_not(made, copy, encoder, tmp_path):
+    other = encode(tmp_path / "other", encoder, "dtype=float16")
+    found = []
+    for root in (made, copy, other):
+        config = resolve(compose("train", [f"data.root={root}", "data=latents"]))
+        found.append(Parts(config).data.by_content(config["data"]))
+    assert found[0] == found[1] != found[2]
+    assert "root" not in found[0]
+
+
+def test_an_autoencoder_of_diffusers_is_asked_as_its_library_asks_it(tmp_path):
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        in_channels=1,
+        out_channels=1,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 16),
+        latent_channels=3,
+        norm_num_groups=4,
+    ).eval()
+    vae.save_pretrained(tmp_path / "vae")
+    folder = encode(tmp_path / "latents", tmp_path / "vae")
+    data, real = Latents(root=str(folder)), Digits().held_out.x_0[:7]
+    with torch.no_grad():
+        posterior = vae.encode(real).latent_dist
+        decoded = vae.decode(posterior.mean).sample.clamp(-1, 1)
+    shard = load_file(folder / "held_out-00000.safetensors")
+    torch.testing.assert_close(shard["mean"][:7], posterior.mean, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(shard["std"][:7], posterior.std, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(data.codec.decode(data.held_out.x_0[:7]), decoded, rtol=1e-4, atol=1e-4)
+    again = encode(tmp_path / "again", folder)
+    assert (again / "held_out-00000.safetensors").read_bytes() == (folder / "held_out-00000.safetensors").read_bytes()
+
+
+def test_an_encoder_that_is_none_is_refused_before_anything_is_written(example_run, encoder, tmp_path):
+    for source, message in (
+        (example_run, "is a run that trained a denoiser; need one of loss=autoencoder"),
+        (tmp_path, "neither a run or a checkpoint of an autoencoder, nor an AutoencoderKL"),
+    ):
+        with pytest.raises(UserError, match=message):
+            encode(tmp_path / "out", source)
+    for override, message in (
+        ("batch=0", r"^batch=0: need a whole number >= 1$"),
+        ("shard=0", r"^shard=0: need a whole number >= 1$"),
+        ("dtype=int8", r"^dtype=int8: need one of float32, float16$"),
+        ("data=8gaussians", r"^data: need images; this set has samples of shape \(2,\)$"),
+    ):
+        with pytest.raises(UserError, match=message):
+            encode(tmp_path / "out", encoder, override)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_images_that_do_not_fit_the_encoder_are_named(tmp_path):
+    colour = autoencoder(tmp_path / "colour", shape=(3, 8, 8))
+    with pytest.raises(UserError, match=r"^encoder=.*colour: cannot take images of shape \(1, 8, 8\)"):
+        encode(tmp_path / "out", colour)
+
+
+def _truncate(folder: Path) -> None:
+    file = folder / "train-00001.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def _reshape(folder: Path) -> None:
+    file = folder / "train-00001.safetensors"
+    save_file({name: value[:-1] for name, value in load_file(file).items()}, file)
+
+
+def _edit(key: str, value: object):
+    def edit(folder: Path) -> None:
+        index = json.loads((folder / "latents.json").read_text())
+        (folder / "latents.json").write_text(json.dumps({**index, key: value}))
+
+    return edit
+
+
+def _another_encoder(folder: Path) -> None:
+    autoencoder(folder / "encoder", VQ)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_truncate, r"train-00001\.safetensors: missing, truncated, or not a shard"),
+        (_reshape, r"train-00001\.safetensors: holds .* need 500 latents of shape \(2, 4, 4\)"),
+        (lambda folder: (folder / "train-00002.safetensors").unlink(), r"train-00002\.safetensors: missing"),
+        (lambda folder: (folder / "latents.json").unlink(), r"^data\.root=.*copy: no latents\.json is there"),
+        (lambda folder: (folder / "latents.json").write_text("{"), r"latents\.json: cannot be read"),
+        (lambda folder: (folder / "latents.json").write_text("[]"), r"latents\.json: not the index of latents"),
+        (_edit("version", 2), r"latents\.json: has layout 2; this denoiselab reads 1"),
+        (_edit("scale", "x"), r"latents\.json: says nothing usable of its scale"),
+        (_edit("splits", {"train": [{"file": "../x", "n": 1}], "held_out": []}), r"its train shards"),
+        (_another_encoder, r"encoder: holds another autoencoder than the latents were made with"),
+        (lambda folder: shutil.rmtree(folder / "encoder"), r"encoder: no autoencoder is there"),
+        (lambda folder: (folder / "encoder" / "config.json").write_text("{}"), r"encoder: neither a run"),
+    ],
+)
+def test_what_is_damaged_is_named_in_one_line(copy, damage, message):
+    damage(copy)
+    with pytest.raises((UserError, CheckpointError), match=message) as error:
+        Latents(root=str(copy))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [("os.system", "nothing was run"), ("denoiselab.models.UNet", "UNet is no autoencoder")],
+)
+def test_a_folder_cannot_name_what_is_no_autoencoder(encoder, tmp_path, target, message):
+    folder = Path(shutil.copytree(encoder, tmp_path / "hostile"))
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["_target_"] = target
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=message):
+        autoencoders.read(folder)
+
+
+def test_the_source_of_a_foreign_index_may_not_name_anything(copy):
+    _edit("source", {"_target_": "os.system", "command": "true"})(copy)
+    parts = Parts(resolve(compose("train", [f"data.root={copy}", "data=latents"])))
+    with pytest.raises(UserError, match="nothing was run"):
+        _ = parts.images
+
+
+def test_the_command_prints_where_it_wrote(encoder, called, tmp_path):
+    done = called("encode", f"encoder={encoder}", "output=here", "metrics=none")
+    assert (done.returncode, done.stdout) == (0, "here\n")
+    assert (tmp_path / "here" / "latents.json").is_file()
+    wrong = called("encode", f"encoder={encoder}", "output=there", "metrics=none", "dtyp=float16")
+    assert wrong.returncode == 2
+    assert "dtype" in wrong.stderr
