@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import denoiselab
+from denoiselab.checks import check, check_used
 from denoiselab.compose import compose
 from denoiselab.data import Digits
 from denoiselab.denoiser import Reconstructor, reconstructed
@@ -175,14 +176,14 @@ def test_what_cannot_be_is_refused_in_one_line(arguments, message):
 )
 def test_a_loss_and_a_network_that_do_not_fit_are_refused(overrides, message):
     with pytest.raises(UserError, match=f"^{message}"):
-        Parts(resolve(compose("train", overrides))).check()
+        check(Parts(resolve(compose("train", overrides))))
 
 
 @pytest.mark.parametrize("line", ["schedule=linear", "timesteps=uniform", "sampler=heun", "target=v", "weighting=snr"])
 def test_what_has_no_effect_on_it_is_refused(line):
     composed = compose("train", ["loss=autoencoder", line])
     with pytest.raises(UserError, match=f"^{line}: the loss Reconstruction does not use a"):
-        Parts(resolve(composed)).check_used(composed.overrides)
+        check_used(Parts(resolve(composed)), composed.overrides)
 
 
 @pytest.fixture(scope="module")

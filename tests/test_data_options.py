@@ -12,6 +12,7 @@ import yaml
 
 from data_files import overrides
 from denoiselab import data
+from denoiselab.checks import check
 from denoiselab.compose import compose, conf_dir
 from denoiselab.data import Digits, EightGaussians
 from denoiselab.data.images import InMemory, ReadFromDisk
@@ -31,7 +32,7 @@ def _own_cache(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", FILES)
 def test_an_option_composes_and_its_objects_are_made(name, tmp_path, monkeypatch):
     parts = Parts(resolve(compose("train", [*overrides(name, tmp_path / "set", monkeypatch), *SMALL])))
-    parts.check()
+    check(parts)
     made = parts.data
     assert isinstance(made, InMemory | ReadFromDisk)
     assert parts.shape == made.train.batch(slice(0, 1))["x_0"].shape[1:] == made.held_out.x_0.shape[1:]
@@ -47,7 +48,7 @@ def test_every_option_can_be_wrapped_in_pairs(name, tmp_path, monkeypatch):
     lines = overrides(name, tmp_path / "set", monkeypatch)
     lines = [named.get(line, line.replace("data.", "data.images.", 1)) for line in lines]
     parts = Parts(resolve(compose("train", ["data=super_resolution", *lines, *SMALL])))
-    parts.check()
+    check(parts)
     made, alone = parts.data, parts.data.images
     assert isinstance(alone, InMemory | ReadFromDisk)
     assert (made.batch_size, alone.batch_size, made.workers) == (8, 8, alone.workers)

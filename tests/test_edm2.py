@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from denoiselab.checks import check_used
 from denoiselab.compose import compose
 from denoiselab.ema import EMA
 from denoiselab.errors import UserError
@@ -15,7 +16,7 @@ from denoiselab.experiment import Parts, resolve
 from denoiselab.models import EDM2, edm2
 from exact import make, normals
 from networks import build, inputs, node, perturbed
-from test_training import differences, last
+from runs import differences, last
 
 SHAPE = (1, 8, 8)
 
@@ -359,4 +360,4 @@ def test_bad_options_are_refused_in_a_line(bad, line):
 def test_it_has_an_embedding_of_its_own():
     composed = compose("train", ["model=edm2_digits", "embedding=ddpm"])
     with pytest.raises(UserError, match=r"^embedding=ddpm: the model EDM2 does not use it; leave it out$"):
-        Parts(resolve(composed)).check_used(composed.overrides)
+        check_used(Parts(resolve(composed)), composed.overrides)

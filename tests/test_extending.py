@@ -13,6 +13,7 @@ import torch
 
 import denoiselab
 from denoiselab import trust
+from denoiselab.checks import check
 from denoiselab.cli import parse
 from denoiselab.compose import compose, options
 from denoiselab.errors import UserError
@@ -167,7 +168,7 @@ def test_shared_parts_are_one_object():
 
 def test_a_bad_value_is_one_line_with_the_group():
     with pytest.raises(UserError, match=r"^schedule\.power=0\.5: need a number >= 1$"):
-        own("schedule=power", "schedule.power=0.5").check()
+        check(own("schedule=power", "schedule.power=0.5"))
 
 
 def test_arguments_that_the_file_leaves_out_are_added():

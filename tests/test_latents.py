@@ -11,6 +11,7 @@ from torch import Tensor
 
 import denoiselab
 from denoiselab import encoding
+from denoiselab.checks import check
 from denoiselab.compose import compose, plain
 from denoiselab.data import Digits, Latents, autoencoders
 from denoiselab.data.stream import MicroBatch, Stream
@@ -194,7 +195,7 @@ def test_what_is_measured_on_samples_comes_with_the_floor_of_decoding(encoder, t
 @pytest.mark.parametrize("option", ["data=latents", "experiment=latent_digits"])
 def test_an_option_composes_and_asks_for_its_folder(option, made):
     parts = Parts(resolve(compose("train", [option, f"data.root={made}"])))
-    parts.check()
+    check(parts)
     assert parts.shape == SHAPE
     assert parts.images.shape == (1, 8, 8)
     with pytest.raises(UserError, match=r"^data\.root=\?\?\?: this option must be given$"):

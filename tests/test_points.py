@@ -13,6 +13,7 @@ import yaml
 from torch import Tensor
 
 from denoiselab import data
+from denoiselab.checks import check
 from denoiselab.compose import compose, conf_dir
 from denoiselab.data import EightGaussians, Mixture, Points
 from denoiselab.data.points import Known
@@ -260,7 +261,7 @@ def test_what_has_no_modes_is_told_to_drop_their_measurement(name):
 def test_an_unlabelled_set_is_told_that_it_cannot_be_guided():
     lines = ["experiment=points", "data=swissroll", "~metrics.modes", "guidance.scale=2", *SMALL]
     with pytest.raises(UserError, match=r"^guidance=CFG: .*; use guidance=none$"):
-        Parts(resolve(compose("train", lines))).check()
+        check(Parts(resolve(compose("train", lines))))
 
 
 MISTAKES = [

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from data_files import overrides
+from denoiselab.checks import check
 from denoiselab.compose import compose
 from denoiselab.data import CIFAR10
 from denoiselab.experiment import Parts, resolve
@@ -14,7 +15,7 @@ from test_latents import autoencoder, encode
 
 def made(*lines: str) -> Parts:
     parts = Parts(resolve(compose("train", lines)))
-    parts.check()
+    check(parts)
     assert parts.embedding
     with torch.device("meta"):
         assert next(parts.model.parameters()).is_meta

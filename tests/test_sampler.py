@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from denoiselab.checks import check_sampler
 from denoiselab.errors import UserError
 from denoiselab.rng import Noise
 from denoiselab.sampler import DDIM, Leading, Linspace, Sampler, Trailing, Walk
@@ -158,7 +159,7 @@ def test_bad_arguments_are_refused_in_a_line(group, name, key, value):
 )
 def test_a_run_names_the_option_that_is_wrong(overrides, named):
     with pytest.raises(UserError) as refused:
-        parts(*overrides).check_sampler(parts(*overrides).denoiser)
+        check_sampler(parts(*overrides), parts(*overrides).denoiser)
     assert str(refused.value).startswith(named)
     assert "\n" not in str(refused.value)
 

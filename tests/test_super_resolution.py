@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from data_files import images, write_cifar, write_folder
+from denoiselab.checks import check
 from denoiselab.compose import compose
 from denoiselab.data import CIFAR10, Data, Digits, EightGaussians, ImageFolder, Standardise, SuperResolution
 from denoiselab.data.base import Batch
@@ -149,15 +150,13 @@ REFUSED = {
 @pytest.mark.parametrize("options", REFUSED)
 def test_what_cannot_be_enlarged_is_refused_in_one_line(options: str):
     with pytest.raises(UserError, match=REFUSED[options]) as error:
-        Parts(
-            resolve(compose("train", ["data=super_resolution", "metrics=super_resolution", *options.split()]))
-        ).check()
+        check(Parts(resolve(compose("train", ["data=super_resolution", "metrics=super_resolution", *options.split()]))))
     assert "\n" not in str(error.value)
 
 
 def test_samples_made_of_noise_are_compared_with_no_image():
     with pytest.raises(UserError, match=r"^metrics\.enlargement: compares each sample with the held-out image that"):
-        Parts(resolve(compose("train", ["metrics=super_resolution"]))).check()
+        check(Parts(resolve(compose("train", ["metrics=super_resolution"]))))
 
 
 def test_what_is_not_diffused_as_pixels_is_refused():

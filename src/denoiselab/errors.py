@@ -38,3 +38,8 @@ class Interrupted(BaseException):
         super().__init__(f"stopped by signal {signum}; issue the same command to continue")
         self.signum = signum
         self.status = 128 + signum
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__

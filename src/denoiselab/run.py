@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from denoiselab import checkpoint, trust
+from denoiselab.checks import check_sampler
 from denoiselab.compose import compose, plain, read_yaml
 from denoiselab.conditioning import NULL
 from denoiselab.curve import Curve
@@ -241,7 +242,7 @@ class Run:
         if "schedule" not in config:
             parts.schedule = self.schedule
         parts.schedule.to(self.device)
-        parts.check_sampler(self.denoiser)
+        check_sampler(parts, self.denoiser)
         return parts
 
     @property

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from denoiselab import checkpoint
 from denoiselab.callbacks import Checkpoints, ProgressBar, TrainingMetrics
+from denoiselab.checks import check, check_used
 from denoiselab.compose import Composed, to_yaml
 from denoiselab.data.base import Data
 from denoiselab.errors import CheckpointError, UserError
@@ -67,8 +68,8 @@ class Job:
         self.config = resolve(composed)
         config = self.config
         parts = Parts(config)
-        parts.check()
-        parts.check_used(composed.overrides)
+        check(parts)
+        check_used(parts, composed.overrides)
         _ = parts.data.train  # a set without samples says so before anything is written
         self.start = _initial(config, parts.schedule) if config["init_from"] else None
         sha = f"{config['init_weights']}:{checkpoint.sha256(self.start)}" if self.start else None

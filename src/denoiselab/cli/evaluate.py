@@ -23,8 +23,8 @@ def main(arguments: list[str]) -> int:
 
 def evaluate_one(overrides: list[str], config_dir: Path | None) -> None:
     """Load the run, then measure it as asked; with the metrics it was trained with, unless others are named."""
+    from denoiselab.checks import check_evaluation
     from denoiselab.evaluation import evaluate
-    from denoiselab.experiment import check_evaluation
     from denoiselab.run import load
 
     config = plain(compose("evaluate", [line for line in overrides if not _of_metrics(line)], config_dir))

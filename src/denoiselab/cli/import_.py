@@ -196,6 +196,7 @@ def write(found: Imported, composed: Composed, interface: dict[str, Any]) -> Pat
     import torch
 
     from denoiselab import checkpoint
+    from denoiselab.checks import check_pure_noise
     from denoiselab.experiment import Parts, identity
     from denoiselab.run import PREFIX, Run
     from denoiselab.run_folder import RunFolder, slug
@@ -203,7 +204,7 @@ def write(found: Imported, composed: Composed, interface: dict[str, Any]) -> Pat
 
     config = plain(composed)
     parts = Parts(config, interface=interface)
-    parts.check_pure_noise()
+    check_pure_noise(parts)
     sha256 = checkpoint.sha256(found.file)
     facts = identity(config, f"import:{sha256}")
     folder = RunFolder(Path(config["output_dir"]) / config["name"] / slug(facts), facts)

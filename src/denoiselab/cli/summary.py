@@ -45,7 +45,8 @@ def summary_of(config: dict[str, Any], overrides: list[str]) -> Summary:
     """The network that a configuration describes, summed up."""
     import torch
 
-    from denoiselab.experiment import PRECISIONS, Parts
+    from denoiselab.checks import PRECISIONS, check_used
+    from denoiselab.experiment import Parts
     from denoiselab.summary import summarise
 
     class Asked(Parts):
@@ -60,7 +61,7 @@ def summary_of(config: dict[str, Any], overrides: list[str]) -> Summary:
         raise UserError(f"trainer.precision={trainer['precision']}: need one of {', '.join(PRECISIONS)}")
     facts = interface(config)
     parts = Asked(config, facts)
-    parts.check_used(overrides)
+    check_used(parts, overrides)
     _ = parts.embedding  # its table has values
     with torch.device("meta"):
         net = parts.model.to("meta")

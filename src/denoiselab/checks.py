@@ -1,0 +1,232 @@
+"""What is refused before anything is written: configurations that cannot work, each in one line."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from denoiselab import speed
+from denoiselab.denoiser import Denoiser
+from denoiselab.errors import UserError, one_line
+from denoiselab.metrics.base import Metric
+from denoiselab.models import Autoencoder
+
+if TYPE_CHECKING:
+    from denoiselab.experiment import Parts
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true")
+SHARDED_PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "fsdp")
+
+
+def check(parts: Parts) -> None:
+    """Make every part once, so that what it refuses is refused now.
+
+    The network has shapes and no weights, so that the largest is answered for at once; it is not kept.
+    """
+    config, before = parts.config, {"data", *parts.__dict__}
+    check_trainer(config)
+    _one_of(config, "init_weights", ("ema", "raw"))
+    _one_of(config, "init_mismatch", ("refuse", "allow"))
+    check_evaluation(config)
+    if "model" not in before:
+        parts.model = without_weights(parts)
+    speed.check(parts.model, config["trainer"])
+    for name in ("drop", "denoiser", "loss", "timesteps", "metrics"):
+        getattr(parts, name)
+    check_timesteps(parts)
+    if parts.denoiser.generates:
+        _ = parts.guidance
+        check_pure_noise(parts)
+        check_sampler(parts, parts.denoiser)
+    parts.make("optimizer", params=[torch.nn.Parameter(torch.zeros(2, 2))])
+    parts.make("lr_schedule")
+    parts.make("ema", model=parts.denoiser)
+    parts.callbacks(parts.folder or Path())
+    for name in parts.__dict__.keys() - before:
+        del parts.__dict__[name]
+
+
+def without_weights(parts: Parts) -> Any:
+    """The network on PyTorch's meta device, or as it is where its constructor needs values."""
+    from hydra.utils import get_object
+
+    from denoiselab.experiment import SHARED
+
+    named = inspect.signature(get_object(parts.config["model"]["_target_"])).parameters
+    for name in SHARED & named.keys():
+        getattr(parts, name)  # these have values
+    try:
+        with torch.device("meta"):
+            return parts.network()
+    except Exception:  # a mistake is one off this device too
+        return parts.network()
+
+
+def check_trainer(config: dict[str, Any]) -> None:
+    """The trainer's own values."""
+    for name in ("max_steps", "accumulate", "log_every", "checkpoint_every"):
+        if config["trainer"][name] < 1:
+            raise UserError(f"trainer.{name}={config['trainer'][name]}: need at least 1")
+    clip = config["trainer"]["gradient_clip"]
+    if clip is not None and not clip > 0:
+        raise UserError(f"trainer.gradient_clip={clip}: need a number > 0, or null for none")
+    _one_of(config, "trainer.strategy", STRATEGIES)
+    sharded = config["trainer"]["strategy"] == "fsdp"
+    _one_of(config, "trainer.precision", SHARDED_PRECISIONS if sharded else PRECISIONS)
+    _one_of(config, "trainer.matmul_precision", ("highest", "high", "medium"))
+
+
+def check_evaluation(config: dict[str, Any]) -> None:
+    """The evaluation's own numbers."""
+    evaluation = config["evaluation"]
+    if evaluation["n"] < 1:
+        raise UserError(f"evaluation.n={evaluation['n']}: need at least 1")
+    _one_of(config, "evaluation.weights", ("ema", "raw"))
+
+
+def check_used(parts: Parts, overrides: list[str]) -> None:
+    """Refuse to be asked for a weighting or a target that the loss does not look at, or for an embedding that the model
+    does not."""
+    from hydra.utils import get_class
+
+    loss, model = parts.config["loss"]["_target_"], parts.config["model"]["_target_"]
+    used = {
+        "embedding": "embedding" in inspect.signature(get_class(model)).parameters,
+        "weighting": "weighting" in inspect.signature(get_class(loss)).parameters,
+        "target": parts.denoiser_class.has_target,
+        **dict.fromkeys(("schedule", "timesteps", "sampler", "guidance"), parts.denoiser_class.generates),
+    }
+    for line in overrides:
+        group = line.lstrip("+~").partition("=")[0].partition(".")[0]
+        if not used.get(group, True):
+            if group == "embedding":
+                raise UserError(f"{line}: the model {_name(model)} does not use it; leave it out")
+            raise UserError(f"{line}: the loss {_name(loss)} does not use a {group}; leave it out, or take loss=simple")
+
+
+def check_outputs(parts: Parts) -> None:
+    """A network that must return more than one tensor can be told so."""
+    from hydra.utils import get_class
+
+    target = parts.config["model"]["_target_"]
+    if parts.outputs != 1 and "outputs" not in inspect.signature(get_class(target)).parameters:
+        raise UserError(
+            f"model: {target} has no argument outputs, and the loss {_name(parts.config['loss']['_target_'])} needs a "
+            f"network that returns {parts.outputs} tensors like x_0"
+        )
+
+
+def check_network(parts: Parts, net: Any) -> None:
+    """The loss of an autoencoder has one, and no other loss has."""
+    if isinstance(net, Autoencoder) != parts.denoiser_class.generates:
+        return
+    model, loss = type(net).__name__, _name(parts.config["loss"]["_target_"])
+    if isinstance(net, Autoencoder):
+        raise UserError(
+            f"model: {model} is an autoencoder, and the loss {loss} trains a denoiser; take loss=autoencoder"
+        )
+    raise UserError(
+        f"model: the loss {loss} trains an autoencoder, and {model} is none; need model=kl_digits or vq_digits"
+    )
+
+
+def check_pure_noise(parts: Parts) -> None:
+    """Where alpha = 0 at t = 1, the target must still say something of x_0."""
+    alpha, sigma = parts.schedule(torch.ones((), dtype=torch.float64, device=parts.schedule.device))
+    a, b = parts.target.coefficients(alpha, sigma)
+    if alpha * b - sigma * a == 0:
+        names = (type(parts.target).__name__, type(parts.schedule).__name__)
+        raise UserError(f"target: {names[0]} says nothing of x_0 at t = 1 of {names[1]}, where alpha = 0; use target=v")
+
+
+def check_timesteps(parts: Parts) -> None:
+    """The times exist on the schedule."""
+    try:
+        parts.timesteps.check(parts.schedule)
+    except ValueError as error:
+        raise UserError(one_line(error)) from None
+
+
+def check_sampler(parts: Parts, denoiser: Denoiser) -> None:
+    """The sampler's levels exist on the schedule, and it can use the denoiser."""
+    if not denoiser.generates:
+        raise UserError(
+            "ckpt: this run trained an autoencoder, which cannot be sampled; `denoiselab encode` makes latents"
+        )
+    sampler, schedule = parts.sampler, parts.schedule
+    try:
+        sampler.levels(schedule)
+    except ValueError as error:
+        raise UserError(f"sampler.{one_line(error)}") from None
+    try:
+        sampler.check(denoiser)
+    except ValueError as error:
+        raise UserError(f"sampler: {one_line(error)}") from None
+
+
+def check_guidance(parts: Parts, make: Any) -> None:
+    """A guidance that asks without a condition has a model that knows what that is.
+
+    Args:
+        make: ``make(denoiser=...)``.
+    """
+    try:
+        needs_null = getattr(make(denoiser=_nothing), "needs_null", False)
+    except ValueError as error:
+        raise UserError(f"guidance.{one_line(error)}") from None
+    if needs_null:
+        name = _name(parts.config["guidance"]["_target_"])
+        if not (parts.num_classes or parts.vector):
+            raise UserError(f"guidance={name}: the model is unconditional (no classes); use guidance=none")
+        if parts.config.get("p_null") == 0:
+            raise UserError(
+                f"guidance={name}: with p_null=0 the null label is never trained; use p_null=0.1, or guidance=none"
+            )
+
+
+def check_metrics(parts: Parts, metrics: dict[str, Metric]) -> None:
+    """Each can measure the data, and what is made of them."""
+    for name, metric in metrics.items():
+        if metric.paired and parts.denoiser_class.generates and not (parts.low_res or parts.vector):
+            raise UserError(
+                f"metrics.{name}: compares each sample with the held-out image that it was made of, and these are "
+                "made of noise alone; need data=super_resolution, or another metrics"
+            )
+        try:
+            metric.check(parts.images)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        n = parts.config["evaluation"]["n"]
+        if n < metric.least:
+            raise UserError(f"evaluation.n={n}: metrics.{name} needs at least {metric.least} samples")
+
+
+def check_callbacks(parts: Parts, callbacks: dict[str, Any]) -> None:
+    """Each is about what is trained."""
+    for name, callback in callbacks.items():
+        if getattr(callback, "generates", None) not in (None, parts.denoiser_class.generates):
+            what = "samples, and this loss trains an autoencoder; need callbacks=autoencoder"
+            other = "an autoencoder, and this loss trains none; need callbacks=default"
+            raise UserError(f"callbacks.{name}: is about {what if callback.generates else other}")
+
+
+def _nothing(x_t: torch.Tensor, *level: torch.Tensor, **cond: Any) -> torch.Tensor:
+    """A denoiser to try guidance with."""
+    return x_t
+
+
+def _one_of(config: dict[str, Any], option: str, valid: tuple[str, ...]) -> None:
+    value: Any = config
+    for key in option.split("."):
+        value = value[key]
+    if value not in valid:
+        raise UserError(f"{option}={value}: need one of {', '.join(valid)}")
+
+
+def _name(target: str) -> str:
+    """The class of a ``_target_``."""
+    return target.rpartition(".")[2]
