@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 import denoiselab
-from denoiselab.compose import options
+from denoiselab.compose import conf_dir, options
 from denoiselab.data import EightGaussians
 from denoiselab.sampler import Rung
-from denoiselab.schedule import RATIO, Schedule
+from denoiselab.schedule import LEAST_RATIO, RATIO, Schedule
 from denoiselab.target import Target
 
 OPTIONS = options()
@@ -50,16 +52,46 @@ def parts(*overrides: str) -> denoiselab.Parts:
     return denoiselab.build(*overrides, "metrics=none", "callbacks=none")
 
 
+def own(group: str, name: str) -> dict[str, Any] | None:
+    """An option's arguments, read from its file; None where that changes other groups, refers to them or is open."""
+    text = (conf_dir() / group / f"{name}.yaml").read_text()
+    if re.search(r"^# @package|^defaults:|\$\{|\?\?\?", text, re.MULTILINE):
+        return None
+    return OmegaConf.to_container(OmegaConf.create(text))  # pyright: ignore[reportReturnType]
+
+
+@cache
+def parts_with(group: str, name: str) -> denoiselab.Parts:
+    """The parts of a run with an option; composed only where its file does not say it all, as composing takes long.
+    test_compose compares the two."""
+    node = own(group, name)
+    return parts(f"{group}={name}") if node is None else denoiselab.Parts({**parts().config, group: node})
+
+
 def make(group: str, name: str, **arguments: Any) -> Any:
     """A new object of an option, some of its arguments and shared parts replaced."""
-    found = parts(f"{group}={name}")
+    found = parts_with(group, name)
     node = {key: arguments.pop(key, value) for key, value in found.config[group].items()}
     return found.make(group, node, **arguments)
+
+
+one = cache(make)
+"""An option's object that is made once, where nothing changes it."""
 
 
 def grid(n: int = 101) -> Tensor:
     """Times over [0, 1], both ends among them, that are no points of a table of 1,000."""
     return torch.linspace(0, 1, n, dtype=torch.float64)
+
+
+def middles(n: int) -> Tensor:
+    """The middles of n equal parts of [0, 1], (n,)."""
+    return (torch.arange(n, dtype=torch.float64) + 0.5) / n
+
+
+def times(n: int) -> Tensor:
+    """A time in the middle of each of n equal parts of [0, 1], (n, 1)."""
+    return middles(n)[:, None]
 
 
 def rms(x: Tensor) -> float:
@@ -72,7 +104,8 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 
 class Scaled(Schedule):
-    """The same log-SNRs at alpha and sigma scaled by k, or at alpha = 1 (variance exploding) without k."""
+    """The same log-SNRs at the same times, alpha and sigma scaled by k, or at alpha = 1 (variance exploding)
+    without k."""
 
     def __init__(self, schedule: Schedule, k: float | None = None):
         super().__init__()
@@ -82,6 +115,9 @@ class Scaled(Schedule):
         alpha_t, sigma_t = self.schedule.levels(t)
         k = 1 / alpha_t.clamp_min(sigma_t / RATIO) if self.k is None else self.k
         return k * alpha_t, k * sigma_t
+
+    def inverse(self, log_snr: Tensor) -> Tensor:
+        return self.schedule.inverse(log_snr)
 
 
 class White:
@@ -198,6 +234,15 @@ def noisy_levels(schedule: Schedule, n: int = 101) -> tuple[Tensor, Tensor, Tens
     alpha_t, sigma_t = schedule(t)
     both = (alpha_t * sigma_t > 0)[:, 0]
     return t[both], alpha_t[both], sigma_t[both]
+
+
+def telling_levels(schedule: Schedule, *targets: Target) -> tuple[Tensor, Tensor, Tensor]:
+    """(t, alpha_t, sigma_t), each (n, 1), with data and noise, at which each target says something of x_0: a
+    consistency function does not at its end."""
+    t, alpha_t, sigma_t = noisy_levels(schedule)
+    ends = max((y.sigma_min + LEAST_RATIO for y in targets if hasattr(y, "sigma_min")), default=0.0)
+    tells = (sigma_t > ends * alpha_t)[:, 0]
+    return t[tells], alpha_t[tells], sigma_t[tells]
 
 
 def normals(*shape: int, seed: int = 0) -> Tensor:

@@ -1,4 +1,4 @@
-"""The command line as people meet it: processes, exit statuses, one line on stderr."""
+"""The command line as people meet it: exit statuses, one line on stderr; as processes where these matter."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ import pytest
 import denoiselab
 from denoiselab.rows import rows
 
+QUICK = ["debug=quick", "metrics=none", "callbacks=none", "model.channels=8", "model.head_channels=8"]
 TINY = [
     "metrics=none",
     "callbacks=none",
+    "model.channels=8",
+    "model.head_channels=8",
     "trainer.threads=1",
     "data.batch_size=16",
     "sampler.steps=1",
@@ -25,15 +28,16 @@ TINY = [
 ]
 
 
-def test_help_and_version(command):
-    for arguments in (
-        ["--help"],
-        ["train", "--help"],
-        ["sample", "--help"],
-        ["evaluate", "--help"],
-        ["report", "--help"],
+def test_help_and_version(command, called):
+    for start, *arguments in (
+        (command, "--help"),
+        (called, "--help"),
+        (called, "train", "--help"),
+        (called, "sample", "--help"),
+        (called, "evaluate", "--help"),
+        (called, "report", "--help"),
     ):
-        result = command(*arguments)
+        result = start(*arguments)
         assert (result.returncode, result.stderr) == (0, "")
         assert "usage: denoiselab" in result.stdout
     assert command("--version").stdout == f"denoiselab {denoiselab.__version__}\n"
@@ -59,9 +63,13 @@ MISTAKES = {
 }
 
 
+AS_PROCESSES = {("tran",), ("train", "p_null=1.5"), ("sample", "ckpt=nowhere"), ("report", "nowhere")}
+"""Mistakes that are found after importing different things, each of which could say something."""
+
+
 @pytest.mark.parametrize("arguments", MISTAKES, ids=" ".join)
-def test_a_mistake_is_one_line_and_status_2_and_writes_nothing(arguments, command, tmp_path: Path):
-    result = command(*arguments)
+def test_a_mistake_is_one_line_and_status_2_and_writes_nothing(arguments, command, called, tmp_path: Path):
+    result = (command if arguments in AS_PROCESSES else called)(*arguments)
     assert result.returncode == 2, result.stderr
     assert MISTAKES[arguments] in result.stderr
     assert result.stderr.count("\n") == 1
@@ -101,7 +109,7 @@ def started(tmp_path: Path, *overrides: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
-def test_a_signal_saves_and_the_same_command_continues(number: int, status: int, tmp_path: Path, command):
+def test_a_signal_saves_and_the_same_command_continues(number: int, status: int, tmp_path: Path, called):
     process = started(tmp_path, "trainer.max_steps=100000", "trainer.checkpoint_every=3", "trainer.log_every=1")
     process.send_signal(number)
     sent = time.perf_counter()
@@ -113,19 +121,19 @@ def test_a_signal_saves_and_the_same_command_continues(number: int, status: int,
     (folder,) = tmp_path.glob("outputs/runs/*")
     state = json.loads((folder / "status.json").read_text())
     assert state["state"] == "preempted"
-    result = command("train", *TINY, f"trainer.max_steps={state['step'] + 2}", "trainer.log_every=1")
+    result = called("train", *TINY, f"trainer.max_steps={state['step'] + 2}", "trainer.log_every=1")
     assert result.returncode == 0, result.stderr
     assert f"continuing at step {state['step']}" in result.stderr
     assert [row["step"] for row in rows(folder / "metrics.jsonl")] == list(range(1, state["step"] + 3))
 
 
-def test_kill_9_and_the_same_command_continues(tmp_path: Path, command):
+def test_kill_9_and_the_same_command_continues(tmp_path: Path, called):
     process = started(tmp_path, "trainer.max_steps=100000", "trainer.checkpoint_every=3", "trainer.log_every=1")
     process.kill()
     process.wait()
     assert process.stderr is not None
     process.stderr.close()
-    result = command("train", *TINY, "trainer.max_steps=20000000", "trainer.max_steps=5", "trainer.log_every=1")
+    result = called("train", *TINY, "trainer.max_steps=20000000", "trainer.max_steps=5", "trainer.log_every=1")
     (folder,) = tmp_path.glob("outputs/runs/*")
     assert result.returncode == 0, result.stderr
     steps = [row["step"] for row in rows(folder / "metrics.jsonl")]
@@ -136,25 +144,24 @@ def test_kill_9_and_the_same_command_continues(tmp_path: Path, command):
     )
 
 
-def test_one_run_two_samplers_train_once_and_evaluate_twice(tmp_path: Path, command):
-    result = command("train", "-m", "debug=quick", "metrics=none", "callbacks=none", "sampler=ddim,heun")
+def test_one_run_two_samplers_train_once_and_evaluate_twice(tmp_path: Path, called):
+    result = called("train", "-m", *QUICK, "sampler=ddim,heun")
     assert result.returncode == 0, result.stderr
     (folder,) = tmp_path.glob("outputs/runs/*")
     assert len(list(folder.glob("evaluations/*/evaluation.json"))) == 2
     assert result.stderr.count("training for") == 1
-    again = command("train", "-m", "debug=quick", "metrics=none", "callbacks=none", "sampler=ddim,heun")
+    again = called("train", "-m", *QUICK, "sampler=ddim,heun")
     assert again.stderr.count("already evaluated") == 2
 
 
-def test_a_failing_job_does_not_stop_the_others(tmp_path: Path, command):
+def test_a_failing_job_does_not_stop_the_others(tmp_path: Path, called):
     (tmp_path / "mine" / "schedule").mkdir(parents=True)
     (tmp_path / "mine" / "broken.py").write_text(
         "from denoiselab.schedule import Cosine\n\nclass Broken(Cosine):\n"
         "    def rate(self, t):\n        raise RuntimeError('a fault in step one')\n"
     )
     (tmp_path / "mine" / "schedule" / "broken.yaml").write_text("_target_: broken.Broken\n")
-    quick = ["debug=quick", "metrics=none", "callbacks=none"]
-    result = command("train", "-m", "--config-dir", "mine", *quick, "schedule=cosine,broken,linear")
+    result = called("train", "-m", "--config-dir", "mine", *QUICK, "schedule=cosine,broken,linear")
     assert result.returncode == 1
     assert "2 of 3 runs done" in result.stderr
     assert "a fault in step one" in result.stderr.splitlines()[-1]
@@ -163,8 +170,8 @@ def test_a_failing_job_does_not_stop_the_others(tmp_path: Path, command):
 
 
 def test_two_ranks_in_a_sweep(tmp_path: Path, command):
-    quick = ["debug=quick", "metrics=none", "callbacks=none", "trainer=ddp_cpu", "data.batch_size=16"]
-    result = command("train", "-m", *quick, "seed=1,2", timeout=180)
+    ranks = ["trainer=ddp_cpu", "data.batch_size=16"]
+    result = command("train", "-m", *QUICK, *ranks, "seed=1,2", timeout=180)
     assert result.returncode == 0, result.stderr
     folders = list(tmp_path.glob("outputs/runs/*"))
     assert len(folders) == 2
@@ -173,31 +180,31 @@ def test_two_ranks_in_a_sweep(tmp_path: Path, command):
     assert str(tmp_path) not in listed
 
 
-def test_sample_evaluate_and_report(example_run: Path, command, tmp_path: Path):
+def test_sample_evaluate_and_report(example_run: Path, command, called, tmp_path: Path):
     ckpt = f"ckpt={example_run}"
     result = command("sample", ckpt, "sampler=ddim", "sampler.steps=2", "guidance.scale=2", "n=20", "output=drawn")
     assert result.returncode == 0, result.stderr
     assert sorted(p.name for p in (tmp_path / "drawn").iterdir()) == ["samples.npy", "samples.png"]
     small = ["metrics=digits", "evaluation.n=20", "sampler.steps=2"]
-    result = command("evaluate", "-m", ckpt, *small, "guidance.scale=1,2", "evaluation.seed=1")
+    result = called("evaluate", "-m", ckpt, *small, "guidance.scale=1,2", "evaluation.seed=1")
     assert result.returncode == 0, result.stderr
-    result = command("evaluate", ckpt, "~metrics.frechet", "evaluation.n=20", "sampler.steps=2")
+    result = called("evaluate", ckpt, "~metrics.frechet", "evaluation.n=20", "sampler.steps=2")
     assert result.returncode == 0, result.stderr
     assert "class_accuracy" in result.stderr
     assert "fd_digits" not in result.stderr
-    result = command("report", str(example_run), "output=page.html")
+    result = called("report", str(example_run), "output=page.html")
     assert result.returncode == 0, result.stderr
     page = (tmp_path / "page.html").read_text()
     assert "fd_digits" in page
     assert "data:image/png" in page
 
 
-def test_a_truncated_checkpoint_is_refused_by_every_command(example_run: Path, command, tmp_path: Path):
+def test_a_truncated_checkpoint_is_refused_by_every_command(example_run: Path, called, tmp_path: Path):
     whole = (example_run / "checkpoints" / "last.ckpt").read_bytes()
     bad = tmp_path / "bad.ckpt"
     bad.write_bytes(whole[:5000])
     for arguments in (["sample", f"ckpt={bad}"], ["evaluate", f"ckpt={bad}"], ["train", f"init_from={bad}"]):
-        result = command(*arguments)
+        result = called(*arguments)
         assert result.returncode == 2
         assert result.stderr.count("\n") == 1
         assert "bad.ckpt" in result.stderr

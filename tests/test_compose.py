@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import itertools
 import re
+from functools import cache
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
+from denoiselab.checks import check
 from denoiselab.compose import compose, conf_dir, options, plain, read_yaml, sweep, to_yaml
 from denoiselab.errors import UserError
 from denoiselab.experiment import Parts, identity, resolve
 from denoiselab.run_folder import digest
-from exact import OPEN, needing
-from networks import natural_shape
+from exact import OPEN, needing, own
+from networks import NETWORKS, natural_shape
 from test_data_options import FILES
+from test_points import MIXTURES, POINTS
 
 GROUPS = options()
-DATA = {"mlp": ["data=8gaussians", "metrics=points"], "8gaussians": ["model=mlp", "metrics=points"]}
+DATA = {name: ["model=mlp", "metrics=points", *([] if name in MIXTURES else ["~metrics.modes"])] for name in POINTS}
+DATA["mlp"] = ["data=8gaussians", "metrics=points"]
 DATA["points"] = ["data=8gaussians", "model=mlp", "metrics=points"]
 ALONE = {group: names for group, names in GROUPS.items() if group not in ("trainer", "logger", "model")}
+DATA["super_resolution"] = ["data=super_resolution"]
+DATA["reconstruction"] = DATA["reconstruction_digits"] = DATA["autoencoder"] = ["loss=autoencoder"]
 ALONE["data"] = [name for name in GROUPS["data"] if name not in FILES]  # those are made in test_data_options
+ELSEWHERE = {"latents", "latent_digits", "ddpm_cifar10", "adm_imagenet64", "dit_imagenet256"}
+"""Options on files that test_latents and test_recipes write, and compose there."""
+ALONE = {group: [name for name in names if name not in ELSEWHERE] for group, names in ALONE.items()}
 
 
 @pytest.mark.parametrize(("group", "option"), [(g, o) for g, names in ALONE.items() for o in names])
@@ -29,10 +39,17 @@ def test_every_option_composes_and_its_objects_are_made(group: str, option: str,
     fitting = [line for line in DATA.get(option, []) if group != "experiment" and not line.startswith(f"{group}=")]
     fitting += needing(option, example_run)
     fitting += ["loss=learned_hybrid"] if option == "ddpm_learned" else []
-    Parts(resolve(compose("train", [f"{group}={option}", *fitting]))).check()
+    parts = Parts(resolve(compose("train", [f"{group}={option}", *fitting])))
+    check(parts)
+    assert own(group, option) in (None, parts.config.get(group))
 
 
-@pytest.mark.parametrize("model", GROUPS["model"])
+@cache
+def composed(*overrides: str) -> dict[str, Any]:
+    return plain(compose("train", overrides))
+
+
+@pytest.mark.parametrize("model", NETWORKS)
 def test_every_network_composes_and_is_made_at_its_own_size(model: str):
     """On the meta device, where it costs nothing, with all that is made of it."""
     data = ["data=unknown", f"data.shape={[*natural_shape(model)]}", "metrics=none"]
@@ -41,7 +58,7 @@ def test_every_network_composes_and_is_made_at_its_own_size(model: str):
     assert parts.schedule.points == 1000
     with torch.device("meta"):
         assert next(parts.denoiser.parameters()).is_meta
-    parts.check()
+    check(parts)
 
 
 @pytest.mark.parametrize("option", OPEN)
@@ -64,8 +81,8 @@ def test_an_experiment_names_a_recipe_and_never_its_parts(file):
 @pytest.mark.parametrize("axis", ["target=x0", "weighting=min_snr", "timesteps=uniform"])
 def test_a_part_given_beside_a_recipe_replaces_only_that_part(loss: str, axis: str):
     group, _, option = axis.partition("=")
-    recipe = plain(compose("train", [f"loss={loss}", *needing(loss, "a")]))
-    mixed = plain(compose("train", [axis, f"loss={loss}", *needing(loss, "a")]))
+    recipe = composed(f"loss={loss}", *needing(loss, "a"))
+    mixed = composed(axis, f"loss={loss}", *needing(loss, "a"))
     own = yaml.safe_load((conf_dir() / group / f"{option}.yaml").read_text())
     assert mixed[group] == own
     assert {k: v for k, v in mixed.items() if k != group} == {k: v for k, v in recipe.items() if k != group}
@@ -260,6 +277,7 @@ class TestIdentity:
     )
 
     @staticmethod
+    @cache
     def of(*overrides: str):
         return identity(resolve(compose("train", overrides)), None)
 

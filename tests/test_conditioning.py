@@ -12,11 +12,12 @@ from denoiselab.conditioning import NULL, Drop, null
 from denoiselab.data.base import Batch, Data, Samples
 from denoiselab.data.codec import Standardise
 from denoiselab.denoiser import Denoiser
+from denoiselab.errors import UserError
 from denoiselab.guidance import CFG
 from denoiselab.models import MLP
 from denoiselab.models.layers import Conditioner
 from denoiselab.schedule import Cosine
-from exact import make, normals
+from exact import make, normals, parts
 from networks import perturbed
 
 SIGN = torch.tensor([1.0, -1.0])
@@ -154,3 +155,37 @@ def test_nothing_said_is_the_same_for_training_and_guidance():
         assert torch.equal(CFG(denoiser, scale=0)(*asked, **cond), denoiser(*asked, **nothing))
         torch.testing.assert_close(denoiser(*asked, **nothing), denoiser(*asked), rtol=1e-12, atol=1e-12)
         assert (denoiser(*asked, **nothing) - denoiser(*asked, **cond)).abs().max() > 1e-4
+
+
+def test_null_forgets_labels_and_nothing_else():
+    cond = {"label": torch.tensor([3, 0]), "shift": torch.ones(2, 1)}
+    nothing = null(cond)
+    assert nothing["label"].tolist() == [NULL, NULL]
+    assert nothing["label"].dtype == torch.int64
+    assert torch.equal(nothing["shift"], cond["shift"])
+    assert cond["label"].tolist() == [3, 0]
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.9])
+def test_drop_forgets_each_label_with_its_probability(p):
+    torch.manual_seed(0)
+    label = torch.arange(50_000) % 10
+    dropped = Drop(p)({"label": label})["label"]
+    share = (dropped == NULL).double().mean().item()
+    assert abs(share - p) <= 4 * math.sqrt(p * (1 - p) / 50_000)
+    assert torch.equal(dropped[dropped != NULL], label[dropped != NULL])
+    pairs = (dropped[:-1] == NULL).double() * (dropped[1:] == NULL)
+    assert abs(pairs.mean().item() - p**2) <= 0.01
+    assert Drop(p)({}) == {}
+    assert label.min() == 0
+
+
+@pytest.mark.parametrize("p", [1.0, -0.1, math.nan])
+def test_a_bad_drop_is_refused_in_a_line(p):
+    with pytest.raises(ValueError, match=rf"^p_null={p}: need [^\n]*$"):
+        Drop(p)
+
+
+def test_a_run_names_a_bad_drop():
+    with pytest.raises(UserError, match=r"^p_null=1.5: need [^\n]*$"):
+        _ = parts("p_null=1.5").drop

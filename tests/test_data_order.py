@@ -13,7 +13,7 @@ from data_files import images, picture, write_folder, write_huggingface, write_s
 from denoiselab.data import Data, HuggingFace, ImageFolder, Pixels, Shards, Stream
 from denoiselab.data.stream import POOL
 from denoiselab.module import Feed
-from test_training import differences, last
+from runs import differences, last
 
 STEPS, BATCH = 40, 12
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from denoiselab.ema import EMA
 from denoiselab.errors import UserError
-from exact import OPTIONS, make, normals, parts
+from exact import OPTIONS, make, normals, parts_with
 
 EVERY = pytest.mark.parametrize("name", OPTIONS["ema"])
 
@@ -95,7 +95,7 @@ def test_the_average_is_float32_and_moves_whatever_the_model_is(name, dtype):
     live = Live(dtype)
     ema = make("ema", name, model=live).to(dtype)
     seen = followed(ema, live, 1000)
-    found = parts(f"ema={name}").config["ema"]
+    found = parts_with("ema", name).config["ema"]
     expected = reference(torch.zeros(3), seen, found["decay"], found["warmup"])
     assert ema.model.w.dtype == torch.float32
     assert (ema.model.w.double() - expected).abs().max() < 1e-5

@@ -27,7 +27,10 @@ from exact import every, make, relative
 
 diffusers = pytest.importorskip("diffusers")
 
-TINY = ("debug=quick", "metrics=none", "callbacks=none", "trainer.threads=1", "trainer.max_steps=1")
+TINY = (
+    *("debug=quick", "metrics=none", "callbacks=none"),
+    *("trainer.threads=1", "trainer.max_steps=1", "data.batch_size=16"),
+)
 RUNS = {
     "eps": "loss=simple schedule=linear",
     "x0": "loss=simple target=x0 schedule=cosine embedding=ddpm",

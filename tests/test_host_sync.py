@@ -14,12 +14,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from denoiselab.callbacks import LossBuckets, Throughput, TrainingMetrics
+from denoiselab.checks import check
 from denoiselab.compose import compose
 from denoiselab.errors import UserError
 from denoiselab.experiment import Parts
 from denoiselab.module import Diffusion
 from denoiselab.training import Job
-from exact import OPEN, OPTIONS, every, parts
+from exact import OPEN, OPTIONS, every, parts, parts_with
 from host_sync import HostWaits, refused
 
 SMALL = ("data=8gaussians", "data.n=64", "data.batch_size=8", "model=mlp", "model.width=8", "model.depth=1")
@@ -29,13 +30,15 @@ LEARNING = {"timesteps": {"history": 1, "points": 4}, "schedule": {"warm_up": 0,
 
 def chosen(loss: str, timesteps: str, schedule: str) -> Parts:
     """The parts of a training run on points; quickly, from compositions that are kept."""
-    recipe = parts(f"loss={loss}").config
-    config = {**parts(*SMALL).config, **{group: recipe[group] for group in ("loss", "target", "weighting")}}
+    recipe, small = parts(f"loss={loss}").config, parts(*SMALL)
+    if recipe["model"] != parts().config["model"]:  # which the loss has a network of its own for
+        small = parts(f"loss={loss}", "data.batch_size=8", "model.channels=8")
+    config = {**small.config, **{group: recipe[group] for group in ("loss", "target", "weighting")}}
     for group, name in (("timesteps", timesteps), ("schedule", schedule)):
-        node = parts(f"{group}={name}").config[group]
+        node = parts_with(group, name).config[group]
         config[group] = {key: LEARNING[group].get(key, value) for key, value in node.items()}
     made = Parts(config)
-    made.data = parts(*SMALL).data
+    made.data = small.data
     return made
 
 
@@ -123,7 +126,7 @@ def test_no_combination_waits(loss):
             schedule = schedules[(i + OPTIONS["loss"].index(loss) + shift) % len(schedules)]
             made = chosen(loss, timesteps, schedule)
             try:
-                made.check()
+                check(made)
             except UserError:
                 continue  # no run; the next schedule
             found[timesteps, schedule] = waits(made)
@@ -136,9 +139,7 @@ def test_no_combination_waits(loss):
 @every("weighting", "ema")
 def test_nor_does_a_weighting_or_an_average(weighting, ema):
     config = {**chosen("v", "stratified", "linear").config}
-    config |= {
-        group: parts(f"{group}={name}").config[group] for group, name in (("weighting", weighting), ("ema", ema))
-    }
+    config |= {group: parts_with(group, name).config[group] for group, name in (("weighting", weighting), ("ema", ema))}
     assert waits(Parts(config)) is None
 
 

@@ -26,7 +26,7 @@ LAYERS = {
     "metrics pictures": MEASURING,
     "report": {"jinja2", "markupsafe", "pandas", "numpy", "scipy", "matplotlib", "PIL", "yaml"},
     "module sharding callbacks loggers training evaluation encoding run run_folder": TRAINING,
-    "compose experiment cli": CONFIGURING,
+    "compose experiment checks cli": CONFIGURING,
     "bench": TRAINING | {"diffusers"},
 }
 STANDARD = __import__("sys").stdlib_module_names

@@ -11,20 +11,10 @@ from denoiselab.loss.mixed import HEADS, Binned
 from denoiselab.models import MLP
 from denoiselab.schedule import Schedule
 from denoiselab.weighting import Unit
-from exact import every, make, normals
+from exact import every, make, normals, times
+from losses import Says
 
 NAMES = ("x_0", "v", "eps")
-
-
-class Says(nn.Module):
-    """A network that answers y whatever it is asked."""
-
-    def __init__(self, y: Tensor):
-        super().__init__()
-        self.y = nn.Parameter(y)
-
-    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
-        return self.y
 
 
 class Only(nn.Module):
@@ -36,10 +26,6 @@ class Only(nn.Module):
 
     def __call__(self, compared: Tensor) -> Tensor:
         return nn.functional.one_hot(torch.full((len(compared),), self.head), 3).to(compared)
-
-
-def times(n: int) -> Tensor:
-    return ((torch.arange(n).double() + 0.5) / n)[:, None]
 
 
 def tied(schedule: Schedule, t: Tensor, x_0: Tensor, eps: Tensor, x_0_hat: Tensor) -> ThreeHeads:

@@ -16,7 +16,7 @@ from denoiselab.ema import EMA
 from denoiselab.module import Diffusion
 from denoiselab.rows import rows
 from denoiselab.training import Job
-from exact import OPEN, OPTIONS, parts
+from exact import OPEN, OPTIONS, parts_with
 from test_host_sync import SMALL, Steps, chosen, module_of
 
 MIXED = 0.002
@@ -78,7 +78,7 @@ def test_outside_the_network_nothing_is_narrow(loss, weighting):
     """Under autocast no operation of a training step but the network's gives bfloat16; gradients, averages and the
     optimizer's state are float32."""
     made = chosen(loss, "importance", "cosine")
-    made.config["weighting"] = parts(f"weighting={weighting}").config["weighting"]
+    made.config["weighting"] = parts_with("weighting", weighting).config["weighting"]
     module = module_of(made)
     steps, widths = Steps(module, made), Widths(module.denoiser.net)
     whole = module.training_step

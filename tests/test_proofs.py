@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from test_training import differences, last
+from runs import differences, last
 
 pytestmark = pytest.mark.slow
 

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 import chain
 import denoiselab
 from denoiselab import checkpoint, speed
+from denoiselab.checks import check, without_weights
 from denoiselab.compose import compose
 from denoiselab.errors import UserError
 from denoiselab.experiment import Parts, resolve
 from denoiselab.training import Job
-from exact import OPTIONS
-from networks import natural_shape
+from networks import NETWORKS, natural_shape
 
 STEPS = ("trainer.max_steps=4", "trainer.checkpoint_every=2", "sampler.steps=1", "evaluation.n=1")
 OFF = {"compile": False, "recompute": False, "strategy": "auto"}
@@ -189,12 +189,12 @@ def test_units_of_many_shapes_are_all_compiled(graphs):
     assert len(graphs) == 20
 
 
-@pytest.mark.parametrize("name", OPTIONS["model"])
+@pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_is_checked_without_its_weights_and_its_units_are_its_own(name):
     """On the meta device, whatever its size; and nothing of it is kept."""
     data = ["data=unknown", f"data.shape={[*natural_shape(name)]}", "metrics=none"]
     made = Parts(resolve(compose("train", [f"model={name}", *data])))
-    net = made._without_weights()
+    net = without_weights(made)
     assert {p.device.type for p in net.parameters()} == {"meta"}
     units, modules = speed.units(net), {id(m) for m in net.modules()}
     assert {id(unit) for unit in units} <= modules
@@ -206,12 +206,12 @@ def test_a_check_keeps_nothing_without_weights_and_notices_a_mistake(monkeypatch
     made = Parts(resolve(compose("train", [*chain.OPTIONS])))
     seen: list[nn.Module] = []
     monkeypatch.setattr(speed, "check", lambda net, trainer: seen.append(net))
-    made.check()
+    check(made)
     assert {p.device.type for p in seen[0].parameters()} == {"meta"}
     assert {p.device.type for p in made.denoiser.parameters()} == {"cpu"}
     assert {x.device.type for x in made.data.train.batch(torch.arange(2))["cond"].values()} == {"cpu"}
     with pytest.raises(UserError, match=r"^model\.width=4: need at least 8$"):
-        Parts(resolve(compose("train", ["data=8gaussians", "model=mlp", "model.width=4"]))).check()
+        check(Parts(resolve(compose("train", ["data=8gaussians", "model=mlp", "model.width=4"]))))
 
 
 def test_a_network_that_needs_values_is_checked_as_it_is(monkeypatch):
@@ -222,8 +222,8 @@ def test_a_network_that_needs_values_is_checked_as_it_is(monkeypatch):
 
     monkeypatch.setattr(chain, "Chain", Needy)
     made = Parts(resolve(compose("train", [*chain.OPTIONS])))
-    assert {p.device.type for p in made._without_weights().parameters()} == {"cpu"}
-    made.check()
+    assert {p.device.type for p in without_weights(made).parameters()} == {"cpu"}
+    check(made)
 
 
 def test_speed_is_no_part_of_what_a_run_is(graphs):

@@ -5,18 +5,8 @@ import torch
 
 from denoiselab.denoiser import Denoiser
 from denoiselab.errors import UserError
-from denoiselab.schedule import LEAST_RATIO, Schedule
-from denoiselab.target import EDM, Flow, Target, V
-from exact import OPTIONS, ExactNet, Scaled, every, make, noisy_levels, normals, relative, triangle
-
-
-def telling_levels(schedule: Schedule, *targets: Target) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(t, alpha_t, sigma_t), each (n, 1), with data and noise, at which each target says something of x_0: a
-    consistency function does not at its end."""
-    t, alpha_t, sigma_t = noisy_levels(schedule)
-    ends = max((y.sigma_min + LEAST_RATIO for y in targets if hasattr(y, "sigma_min")), default=0.0)
-    tells = (sigma_t > ends * alpha_t)[:, 0]
-    return t[tells], alpha_t[tells], sigma_t[tells]
+from denoiselab.target import EDM, Flow, V
+from exact import OPTIONS, ExactNet, Scaled, every, make, noisy_levels, normals, relative, telling_levels, triangle
 
 
 @every("target", "schedule")

@@ -66,6 +66,7 @@ Diffusion.training_step = spy
 Diffusion._teach = teach
 Diffusion.on_train_end = keep
 overrides = ["debug=quick", "metrics=none", "callbacks=none", "trainer=ddp_cpu", "data.batch_size=16"]
+overrides += ["model.channels=8", "model.head_channels=8"]
 overrides += ["timesteps=importance", "timesteps.points=8", "timesteps.history=2"]
 overrides += ["schedule=adaptive", "schedule.warm_up=1", "schedule.every=1"]
 Job(compose("train", [*overrides, f"output_dir={OUTPUT / 'outputs'}"])).run()

@@ -36,7 +36,8 @@ PACKAGES = frozenset(
 )
 """Modules of ours whose classes are parts of a run; the others read, write and run things."""
 
-FUNCTIONS = frozenset({"denoiselab.run.frozen", "denoiselab.guidance.unguided"})
+BESIDE = frozenset({"denoiselab.run.frozen", "denoiselab.guidance.unguided", "denoiselab.exchange.schedules.Table"})
+"""Functions, and what other modules add to those."""
 
 VARIABLE = "DENOISELAB_ALLOW_TARGETS"
 NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+\Z")
@@ -82,7 +83,7 @@ def _ours(target: str) -> bool:
         return False
     if any(part.startswith("_") for part in target.split(".")):
         return False
-    if target in FUNCTIONS:
+    if target in BESIDE:
         return True
     if target.split(".")[1] not in PACKAGES:
         return False
