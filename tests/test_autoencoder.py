@@ -204,8 +204,8 @@ def run(tmp_path_factory):
 
 
 def test_a_run_is_measured_on_what_it_reconstructs(run):
-    (file,) = run.glob("evaluations/*/evaluation.json")
-    found = json.loads(file.read_text())
+    files = run.glob("evaluations/*/evaluation.json")
+    file, found = next((f, made) for f in files if (made := json.loads(f.read_text()))["protocol"]["n"] == 360)
     records = {record["name"]: record for record in found["records"]}
     loaded = denoiselab.load(run)
     data = Digits()
@@ -218,6 +218,16 @@ def test_a_run_is_measured_on_what_it_reconstructs(run):
     assert records["held_out_loss"]["value"] >= records["mse"]["value"] * 0.99
     assert (file.parent / "samples.png").stat().st_size > 0
     assert list(run.glob("pictures/reconstructions_*.png"))
+
+
+def test_it_is_measured_by_command_too(run, called):
+    done = called("evaluate", f"ckpt={run}", "evaluation.n=12")
+    assert done.returncode == 0, done.stderr
+    files = [json.loads(path.read_text()) for path in run.glob("evaluations/*/evaluation.json")]
+    assert {found["protocol"]["n"] for found in files} == {12, 360}
+    refused = called("sample", f"ckpt={run}")
+    assert refused.returncode == 2
+    assert "trained an autoencoder" in refused.stderr
 
 
 def test_it_cannot_be_sampled(run):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -35,7 +36,8 @@ def autoencoder(folder: Path, kind: type = KL, shape: tuple[int, ...] = (1, 8, 8
 
 
 def encode(output: Path, encoder: object, *overrides: str) -> Path:
-    lines = [f"encoder={encoder}", f"output={output}", "device=cpu", *overrides]
+    device = [] if any(line.startswith("device=") for line in overrides) else ["device=cpu"]
+    lines = [f"encoder={encoder}", f"output={output}", *device, *overrides]
     config = plain(compose("encode", lines))
     return encoding.encode(Parts({**config, "loss": {"_target_": "denoiselab.loss.Reconstruction"}}))
 
@@ -68,7 +70,8 @@ def test_latents_are_what_the_encoder_gives_in_order_with_labels_and_ids(made, e
         assert torch.equal(split.ids, real.ids)
         assert torch.equal(split.label, real.label)
         latent = net.encode(real.x_0)[0]
-        torch.testing.assert_close(split.batch(slice(None))["x_0"], data.codec.normalised(latent), rtol=1e-4, atol=1e-4)
+        x_0 = (latent - torch.tensor(data.codec.mean).view(-1, 1, 1)) * data.codec.scale
+        torch.testing.assert_close(split.batch(slice(None))["x_0"], x_0, rtol=1e-4, atol=1e-4)
     back = data.codec.decode(data.held_out.x_0)
     torch.testing.assert_close(back, net.decode(net.encode(digits.held_out.x_0)[0]).clamp(-1, 1), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(data.codec.encode(digits.held_out.x_0), data.held_out.x_0, rtol=1e-4, atol=1e-4)
@@ -96,6 +99,13 @@ def test_a_draw_is_addressed_by_seed_epoch_and_index(made):
     assert not torch.equal(alone, other)
     means = Latents(root=str(made), sample=False).train
     assert torch.equal(means.__getitems__([(3, 700)])["x_0"], train.batch(torch.tensor([700]))["x_0"])
+
+
+def test_the_loader_stays_where_it_is_when_the_codec_follows_the_network(made):
+    data = Latents(root=str(made))
+    before = data.train.__getitems__([(0, 1), (0, 2)])["x_0"]
+    data.codec.to("meta")
+    assert torch.equal(data.train.__getitems__([(0, 1), (0, 2)])["x_0"], before)
 
 
 def test_shards_do_not_show(made, encoder, tmp_path):
@@ -151,8 +161,8 @@ def test_it_is_made_once_and_nothing_is_overwritten(made, encoder, tmp_path, cap
     before = {path: path.stat().st_mtime_ns for path in made.rglob("*")}
     assert encode(made, encoder, "shard=500") == made
     assert "already encoded" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"^output=.*: holds other latents; name a new folder$"):
-        encode(made, encoder, "shard=400")
+    with pytest.raises(UserError, match=r"^output=.*: holds latents of another set, encoder or dtype; name a new"):
+        encode(made, encoder, "dtype=float16")
     assert {path: path.stat().st_mtime_ns for path in made.rglob("*")} == before
     (tmp_path / "mine").mkdir()
     with pytest.raises(UserError, match=r"^output=.*mine: exists and holds no latents"):
@@ -243,6 +253,7 @@ def test_an_encoder_that_is_none_is_refused_before_anything_is_written(example_r
     for source, message in (
         (example_run, "is a run that trained a denoiser; need one of loss=autoencoder"),
         (tmp_path, "neither a run or a checkpoint of an autoencoder, nor an AutoencoderKL"),
+        (tmp_path / "nowhere", r"nowhere: no such run, checkpoint or folder; a name on the hub is OWNER/NAME"),
     ):
         with pytest.raises(UserError, match=message):
             encode(tmp_path / "out", source)
@@ -251,16 +262,59 @@ def test_an_encoder_that_is_none_is_refused_before_anything_is_written(example_r
         ("shard=0", r"^shard=0: need a whole number >= 1$"),
         ("dtype=int8", r"^dtype=int8: need one of float32, float16$"),
         ("data=8gaussians", r"^data: need images; this set has samples of shape \(2,\)$"),
+        ("data=super_resolution", r"^data: need images alone, and these come with conditions"),
+        ("device=tpu", r"^device=tpu: need one of auto, cpu, cuda"),
     ):
         with pytest.raises(UserError, match=message):
             encode(tmp_path / "out", encoder, override)
     assert not list(tmp_path.glob("out*"))
 
 
-def test_images_that_do_not_fit_the_encoder_are_named(tmp_path):
+def test_images_that_do_not_fit_the_encoder_are_named_before_anything_is_written(tmp_path):
     colour = autoencoder(tmp_path / "colour", shape=(3, 8, 8))
     with pytest.raises(UserError, match=r"^encoder=.*colour: cannot take images of shape \(1, 8, 8\)"):
         encode(tmp_path / "out", colour)
+    for i in range(20):
+        Image.new("L", (9, 9), i).save(tmp_path / f"{i}.png")
+    odd = ["data=image_folder", f"data.root={tmp_path}", "data.size=9", "data.channels=1"]
+    with pytest.raises(UserError, match=r"gives images of shape \(1, 9, 9\) back as \(1, 10, 10\); choose another"):
+        encode(tmp_path / "out", autoencoder(tmp_path / "grey"), *odd)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_bad_image_is_left_out_and_paths_are_kept_absolute(encoder, tmp_path, monkeypatch):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "none").mkdir()
+    for i in range(300):
+        Image.new("L", (8, 8), i % 256).save(tmp_path / "set" / f"{i:03d}.png")
+    (tmp_path / "set" / "007.png").write_bytes(b"no image")
+    monkeypatch.chdir(tmp_path)
+    lines = ["data=image_folder", "data.root=set", "data.size=8", "data.channels=1", "data.labels=none", "metrics=none"]
+    folder = encode(tmp_path / "out", encoder, *lines, "data.on_error=skip", "data.held_out=10", "batch=1")
+    data = Latents(root=str(folder))
+    assert len(set(data.train.ids.tolist())) == len(data.train) >= 289
+    assert 7 not in data.train.ids
+    assert data.train.label is None
+    assert data.source is not None
+    assert data.source["root"] == str(tmp_path / "set")
+
+
+def test_an_unfinished_folder_of_other_options_is_left_alone(encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(encoding, "write_atomic", lambda path, fill: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        encode(tmp_path / "out", encoder)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"out\.partial holds unfinished latents of other options; finish them"):
+        encode(tmp_path / "out", encoder, "dtype=float16")
+    assert (encode(tmp_path / "out", encoder) / "latents.json").is_file()
+
+
+def test_other_metrics_are_measured_anew_and_nothing_is_encoded_again(copy, encoder, capsys):
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*.safetensors")}
+    encode(copy, encoder, "shard=500", "metrics=reconstruction_digits")
+    assert "measured anew" in capsys.readouterr().err
+    assert "fd_digits" in Latents(root=str(copy)).reconstruction
+    assert {path: path.stat().st_mtime_ns for path in copy.rglob("*.safetensors")} == before
 
 
 def _truncate(folder: Path) -> None:
@@ -299,7 +353,11 @@ def _another_encoder(folder: Path) -> None:
         (_edit("splits", {"train": [{"file": "../x", "n": 1}], "held_out": []}), r"its train shards"),
         (_another_encoder, r"encoder: holds another autoencoder than the latents were made with"),
         (lambda folder: shutil.rmtree(folder / "encoder"), r"encoder: no autoencoder is there"),
-        (lambda folder: (folder / "encoder" / "config.json").write_text("{}"), r"encoder: neither a run"),
+        (lambda folder: (folder / "encoder" / "config.json").write_text("{}"), r"encoder: no autoencoder is there"),
+        (lambda folder: (folder / "encoder" / "config.json").write_text("{"), r"encoder: config\.json is not JSON"),
+        (_edit("scale", -1.0), r"latents\.json: says nothing usable of its mean, scale or reconstruction"),
+        (_edit("mean", [0.0]), r"latents\.json: says nothing usable of its mean, scale or reconstruction"),
+        (_edit("reconstruction", {"psnr": "high"}), r"latents\.json: says nothing usable of its mean, scale"),
     ],
 )
 def test_what_is_damaged_is_named_in_one_line(copy, damage, message):

@@ -34,6 +34,7 @@ def test_ddpm_on_cifar10(tmp_path, monkeypatch):
     assert (parts.num_classes, parts.sigma_data, parts.data.batch_size) == (0, 1, 128)
     assert parts.weighting.formula == "SNR"
     assert parts.data.train.flip
+    assert (parts.sampler.clip, parts.sampler.variance, parts.sampler.steps) == (1.0, "fixed_large", 1000)
 
 
 def test_adm_on_imagenet64(tmp_path, monkeypatch):

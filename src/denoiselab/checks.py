@@ -38,6 +38,8 @@ def check(parts: Parts) -> None:
     for name in ("drop", "denoiser", "loss", "timesteps", "metrics"):
         getattr(parts, name)
     check_timesteps(parts)
+    if parts.data.source is not None and not parts.denoiser.generates:
+        raise UserError("data: an autoencoder is trained on images, and these are latents already")
     if parts.denoiser.generates:
         _ = parts.guidance
         check_pure_noise(parts)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +25,7 @@ from denoiselab.exchange.files import read_object
 from denoiselab.experiment import Parts
 from denoiselab.files import write_atomic, write_text
 from denoiselab.progress import Progress
-from denoiselab.run import load
+from denoiselab.run import device_of, load
 from denoiselab.run_folder import digest
 
 PLAN = "plan.json"
@@ -49,37 +49,38 @@ def encode(parts: Parts) -> Path:
     Raises:
         UserError: an option cannot work, or the folder holds something else.
     """
-    config = parts.config
-    for name in ("batch", "shard"):
-        if not (isinstance(config[name], int) and config[name] >= 1):
-            raise UserError(f"{name}={config[name]}: need a whole number >= 1")
-    if config["dtype"] not in DTYPES:
-        raise UserError(f"dtype={config['dtype']}: need one of {', '.join(DTYPES)}")
-    data, folder = parts.data, Path(config["output"])
-    if len(data.shape) != 3 or data.source is not None:
-        raise UserError(f"data: need images; this set has samples of shape {data.shape}")
+    config, data, folder = parts.config, parts.data, Path(str(parts.config["output"]))
+    _check(config, data)
     _ = parts.metrics
-    encoder = find_encoder(config["encoder"], config["weights"])
-    partial = folder.with_name(folder.name + ".partial")
+    encoder = find_encoder(str(config["encoder"]), config["weights"])
+    device = device_of(config["device"])
+    encoder.to(device)
+    _try(encoder, data, device, config["encoder"])
     if folder.exists() and not (folder / INDEX).is_file():
         raise UserError(f"output={folder}: exists and holds no latents; name a new folder")
-    options = data.by_content({key: value for key, value in config["data"].items() if key != "workers"})
-    plan = {"data": options, "dtype": config["dtype"], "shard": config["shard"], "encoder": state_of(encoder)}
+    content = {"data": _content(data, config["data"]), "dtype": config["dtype"], "encoder": state_of(encoder)}
+    plan = digest([content, config["shard"]])
     if (folder / INDEX).is_file():
-        if read_index(folder).get("plan") != digest(plan):
-            raise UserError(f"output={folder}: holds other latents; name a new folder")
-        print(f"already encoded: {folder}", file=sys.stderr)
+        index = read_index(folder)
+        if index.get("content") != digest(content):
+            raise UserError(f"output={folder}: holds latents of another set, encoder or dtype; name a new folder")
+        if index.get("measured") == _asked(config):
+            print(f"already encoded: {folder}", file=sys.stderr)
+        else:
+            print(f"already encoded, and measured anew: {folder}", file=sys.stderr)
+            codec = Latent(str(folder / ENCODER), index["encoder"]["sha256"], index["mean"], index["scale"]).to(device)
+            found = {"reconstruction": reconstruction(parts, data, codec, device), "measured": _asked(config)}
+            write_text(folder / INDEX, json.dumps({**index, **found}, indent=2) + "\n")
         return folder
-    _claim(partial, digest(plan))
+    partial = folder.with_name(folder.name + ".partial")
+    _claim(partial, plan)
 
     encoder.save(partial / ENCODER)
-    device = torch.device("cuda" if torch.cuda.is_available() and config["device"] == "auto" else "cpu")
-    encoder.to(device)
     splits = {
         split: [*_shards(getattr(data, split), split, encoder, device, config, partial, data.workers)]
         for split in ("train", "held_out")
     }
-    shape = _shape(partial / splits["train"][0]["file"])
+    shape = _sizes(partial / splits["train"][0]["file"])[1:]
     mean, scale = statistics(partial, splits["train"], shape)
     sha256 = autoencoders.sha256(partial / ENCODER)
     codec = Latent(str(partial / ENCODER), sha256, mean, scale).to(device)
@@ -90,17 +91,54 @@ def encode(parts: Parts) -> Path:
         "num_classes": data.num_classes,
         "mean": mean,
         "scale": scale,
-        "encoder": {"made_from": config["encoder"], "sha256": sha256},
-        "source": {**config["data"], **_absolute(config["data"])},
+        "encoder": {"made_from": str(config["encoder"]), "sha256": sha256},
+        "source": {**config["data"], **_absolute(data, config["data"])},
         "splits": splits,
         "reconstruction": reconstruction(parts, data, codec, device),
-        "plan": digest(plan),
+        "measured": _asked(config),
+        "content": digest(content),
+        "fingerprint": digest([content, mean, scale]),
     }
-    index["fingerprint"] = digest([plan, mean, scale])
     write_text(partial / INDEX, json.dumps(index, indent=2) + "\n")
     (partial / PLAN).unlink()
     partial.rename(folder)
     return folder
+
+
+def _check(config: dict[str, Any], data: Data) -> None:
+    for name in ("batch", "shard"):
+        if not (isinstance(config[name], int) and config[name] >= 1):
+            raise UserError(f"{name}={config[name]}: need a whole number >= 1")
+    if config["dtype"] not in DTYPES:
+        raise UserError(f"dtype={config['dtype']}: need one of {', '.join(DTYPES)}")
+    if not Path(str(config["output"])).name:
+        raise UserError(f"output={config['output']}: need the name of a folder")
+    if len(data.shape) != 3 or data.source is not None:
+        raise UserError(f"data: need images; this set has samples of shape {data.shape}")
+    if data.low_res or data.vector:
+        raise UserError("data: need images alone, and these come with conditions; name the set that they are made of")
+
+
+def _try(encoder: Frozen, data: Data, device: torch.device, source: str) -> None:
+    """An image must come back as large as it went."""
+    shape = tuple(data.shape)
+    try:
+        back = tuple(encoder.decode(encoder.encode(torch.zeros(1, *shape, device=device))[0]).shape[1:])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"encoder={source}: cannot take images of shape {shape} ({reason})") from None
+    if back != shape:
+        raise UserError(f"encoder={source}: gives images of shape {shape} back as {back}; choose another data.size")
+
+
+def _content(data: Data, options: dict[str, Any]) -> dict[str, Any]:
+    """What the images are: neither how many are read at a time, nor by whom."""
+    return data.by_content({key: value for key, value in options.items() if key not in ("workers", "batch_size")})
+
+
+def _asked(config: dict[str, Any]) -> str:
+    """A hash of what is measured."""
+    return digest([config["metrics"], config["evaluation"]])
 
 
 def find_encoder(source: str, weights: str) -> Frozen:
@@ -126,8 +164,6 @@ def find_encoder(source: str, weights: str) -> Frozen:
 
 def state_of(encoder: Frozen) -> str:
     """A hash of an autoencoder's weights."""
-    import hashlib
-
     found = hashlib.sha256()
     for name, value in sorted(encoder.state_dict().items()):
         found.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
@@ -140,10 +176,11 @@ def _claim(partial: Path, plan: str) -> None:
         if not (partial / PLAN).is_file():
             raise UserError(f"output: {partial} is in the way, and no unfinished latents")
         if read_object(partial / PLAN) != {"plan": plan}:
-            shutil.rmtree(partial)
-        else:
-            print(f"going on with {partial}", file=sys.stderr)
-            return
+            raise UserError(
+                f"output: {partial} holds unfinished latents of other options; finish them with those, or remove it"
+            )
+        print(f"going on with {partial}", file=sys.stderr)
+        return
     try:
         partial.mkdir(parents=True)
     except OSError as error:
@@ -184,20 +221,22 @@ def _shards(
         end, file = min(start + config["shard"], len(samples)), folder / f"{split}-{number:05d}.safetensors"
         if not file.is_file():
             batches = Loader(_InOrder(samples, start, end, config["batch"]), batch_size=None, num_workers=workers)
-            found = [_encoded(batch, encoder, device, DTYPES[config["dtype"]], config["encoder"]) for batch in batches]
+            found = [
+                _encoded(batch, encoder, device, DTYPES[config["dtype"]], config["encoder"])
+                for batch in batches
+                if len(batch["x_0"])
+            ]
+            if not found:
+                raise UserError(f"data: none of the images {start} to {end - 1} of {split} can be used")
             whole = {name: torch.cat([part[name] for part in found]).contiguous() for name in found[0]}
             content = save(whole)
             write_atomic(file, lambda out, content=content: out.write(content))
         progress(end - start)
-        yield {"file": file.name, "n": _shape(file, whole=True)[0]}
+        yield {"file": file.name, "n": _sizes(file)[0]}
 
 
 def _encoded(batch: Batch, encoder: Frozen, device: torch.device, dtype: torch.dtype, source: str) -> dict[str, Tensor]:
-    try:
-        mean, std = encoder.encode(batch["x_0"].to(device))
-    except RuntimeError as error:
-        shape, reason = tuple(batch["x_0"].shape[1:]), " ".join(str(error).split())[:120]
-        raise UserError(f"encoder={source}: cannot take images of shape {shape} ({reason})") from None
+    mean, std = encoder.encode(batch["x_0"].to(device))
     found = {"mean": mean} | ({} if std is None else {"std": std})
     found = {name: value.to(dtype).cpu() for name, value in found.items()}
     for name, value in found.items():
@@ -206,13 +245,12 @@ def _encoded(batch: Batch, encoder: Frozen, device: torch.device, dtype: torch.d
     return {**found, "id": batch["id"], **batch["cond"]}
 
 
-def _shape(file: Path, whole: bool = False) -> tuple[int, ...]:
-    """Of a latent in a shard; or of all of them."""
+def _sizes(file: Path) -> tuple[int, ...]:
+    """Of the latents of a shard: their number, and the shape of one."""
     from safetensors import safe_open
 
     with safe_open(file, framework="pt") as found:
-        shape = tuple(found.get_slice("mean").get_shape())
-    return shape if whole else shape[1:]
+        return tuple(found.get_slice("mean").get_shape())
 
 
 def statistics(folder: Path, shards: list[dict[str, Any]], shape: tuple[int, ...]) -> tuple[list[float], float]:
@@ -234,8 +272,8 @@ def statistics(folder: Path, shards: list[dict[str, Any]], shape: tuple[int, ...
 
 
 def reconstruction(parts: Parts, data: Data, codec: Latent, device: torch.device) -> dict[str, float]:
-    """What the metrics say of held-out images that went through the autoencoder and back: the floor of whatever is
-    decoded from latents."""
+    """What the metrics say of held-out images that went through the autoencoder and back, beside those images: what is
+    lost by that alone."""
     given = data.held_out.draw(parts.config["evaluation"]["n"])
     size = parts.config["batch"]
     with torch.no_grad():
@@ -245,7 +283,11 @@ def reconstruction(parts: Parts, data: Data, codec: Latent, device: torch.device
     return {record.name: record.value for record in found}
 
 
-def _absolute(options: dict[str, Any]) -> dict[str, Any]:
-    """Those options that name existing paths, as they are from anywhere."""
-    paths = {key: Path(value) for key, value in options.items() if isinstance(value, str) and not key.startswith("_")}
-    return {key: str(path.resolve()) for key, path in paths.items() if path.exists()}
+def _absolute(data: Data, options: dict[str, Any]) -> dict[str, Any]:
+    """The options that say where files lie, as they are from anywhere."""
+    paths = {key: Path(options[key]) for key in data.places if isinstance(options.get(key), str)}
+    return {key: str(path.absolute()) for key, path in paths.items() if path.exists() or _pattern(path)}
+
+
+def _pattern(path: Path) -> bool:
+    return any(mark in path.name for mark in "*?{") and path.parent.exists()

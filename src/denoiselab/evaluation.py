@@ -70,7 +70,7 @@ def evaluate(run: Run, parts: Parts, rerun: bool = False) -> Path:
         _held_out_loss(run, held_out, buckets := {}),
     ]
     for record in records:
-        if record.name in parts.data.reconstruction:  # no samples that are decoded can be expected to do better
+        if record.name in parts.data.reconstruction:  # what decoding alone loses
             record.controls["reconstruction"] = parts.data.reconstruction[record.name]
     protocol = {
         **made.protocol,

@@ -137,12 +137,21 @@ class Parts:
         source = self.data.source
         if source is None:
             return self.data
-        trust.check(source, f"data: {self.config['data'].get('root')}")
-        return self.make("data", source)
+        where = f"data.root={self.config['data'].get('root')}"
+        trust.check(source, where)
+        made = self.make("data", source)
+        if not isinstance(made, Data):
+            raise UserError(f"{where}: what these are latents of is no data set")
+        return made
 
     @cached_property
     def codec(self) -> Codec:
-        return self.make("codec", self._interface["codec"]) if self._interface else self.data.codec
+        if self._interface is None:
+            return self.data.codec
+        made = self.make("codec", self._interface["codec"])
+        if not isinstance(made, Codec):
+            raise UserError(f"codec: {type(made).__name__} is no codec")
+        return made
 
     @cached_property
     def shape(self) -> tuple[int, ...]:

@@ -29,6 +29,8 @@ from denoiselab.run_folder import digest
 BATCH = 256
 """Samples per network call; sample i does not depend on it."""
 
+DEVICES = ("auto", "cpu", "cuda")
+
 PREFIX = {"ema": "ema.model.", "raw": "denoiser."}
 
 
@@ -48,6 +50,17 @@ def find_checkpoint(path: str | Path) -> Path:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such run directory or checkpoint file")
     return path
+
+
+def device_of(option: str) -> torch.device:
+    """Where to sample: ``auto`` is a GPU if there is one.
+
+    Raises:
+        UserError: it is none of ``DEVICES``, or there is no GPU.
+    """
+    if option not in DEVICES or (option == "cuda" and not torch.cuda.is_available()):
+        raise UserError(f"device={option}: need one of {', '.join(DEVICES)}, and a GPU of CUDA's for cuda")
+    return torch.device("cuda" if option != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def load(path: str | Path, weights: str = "ema") -> Run:
@@ -242,7 +255,8 @@ class Run:
         if "schedule" not in config:
             parts.schedule = self.schedule
         parts.schedule.to(self.device)
-        check_sampler(parts, self.denoiser)
+        if self.denoiser.generates:
+            check_sampler(parts, self.denoiser)
         return parts
 
     @property
@@ -363,6 +377,7 @@ class Run:
             cond: what the samples are asked for, a row each.
             progress: is told how many samples each batch added.
         """
+        check_sampler(parts, self.denoiser)
         guided, drawn, calls = parts.guidance(self.denoiser), [], 0
         for start in range(0, len(ids), BATCH):
             part = ids[start : start + BATCH]

@@ -29,7 +29,7 @@ from denoiselab.files import write_text
 from denoiselab.loggers import JsonLines
 from denoiselab.module import Diffusion, Feed
 from denoiselab.rng import mix
-from denoiselab.run import PREFIX, Run, by_content, find_checkpoint
+from denoiselab.run import PREFIX, Run, by_content, device_of, find_checkpoint
 from denoiselab.run_folder import RunFolder, slug
 from denoiselab.schedule import Schedule
 from denoiselab.sharding import Sharded
@@ -282,6 +282,7 @@ class Job:
         file = find_checkpoint(self.folder.path)
         content = checkpoint.load(file)
         run = Run.of(parts, content, config["evaluation"]["weights"], file, self.folder.path)
+        run.to(device_of("cpu" if config["trainer"]["accelerator"] == "cpu" else "auto"))
         evaluate(run, parts, rerun=False)
 
 

@@ -23,6 +23,9 @@ COMMANDS = {
     "bench": "measure the speed of training, networks and samplers",
 }
 
+SWEEPING = ("train", "evaluate", "summary")
+"""Commands that take -m."""
+
 USAGE = """usage: denoiselab COMMAND [option=value ...]
 
 A laboratory for diffusion-model ablations.
@@ -118,14 +121,17 @@ def _help(app: str, about: str, config_dir: Path | None) -> str:
     rows = [f"  {group}={'|'.join(known[group])}  (default {defaults[group]})" for group in defaults if group in known]
     return "\n".join(
         [
-            f"usage: denoiselab {app} [-m] [--config-dir DIR] [option=value ...]",
+            f"usage: denoiselab {app} {'[-m] ' if app in SWEEPING else ''}[--config-dir DIR] [option=value ...]",
             "",
             about,
             "",
             *([GROUPS, *rows, ""] if rows else []),
             "options:",
             *(f"  {line}".rstrip() for line in own.strip().splitlines()),
-            "",
-            "-m takes several values per option (seed=0,1) and runs every combination.",
+            *(
+                ["", "-m takes several values per option (seed=0,1) and runs every combination."]
+                if app in SWEEPING
+                else []
+            ),
         ]
     )

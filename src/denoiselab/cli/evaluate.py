@@ -25,11 +25,12 @@ def evaluate_one(overrides: list[str], config_dir: Path | None) -> None:
     """Load the run, then measure it as asked; with the metrics it was trained with, unless others are named."""
     from denoiselab.checks import check_evaluation
     from denoiselab.evaluation import evaluate
-    from denoiselab.run import load
+    from denoiselab.run import device_of, load
 
     config = plain(compose("evaluate", [line for line in overrides if not _of_metrics(line)], config_dir))
     check_evaluation(config)
-    run = load(config["ckpt"], config["evaluation"]["weights"])
+    device = device_of(config["device"])
+    run = load(config["ckpt"], config["evaluation"]["weights"]).to(device)
     own = (
         []
         if any(line.startswith("metrics=") for line in overrides)

@@ -48,13 +48,16 @@ def diffusers(run: Any, label: int | None) -> tuple[dict[str, Any], list[str]]:
 
     chosen = run.parts.config.get("spacing", {}).get("_target_", "").rpartition(".")[2].lower()
     spacing = chosen if chosen in pipeline.SPACINGS else "trailing"
-    content = pipeline.diffusers(run.denoiser, run.schedule, spacing, label)
+    latents = run.parts.interface["codec"]["_target_"] == "denoiselab.data.Latent"
+    content = pipeline.diffusers(run.denoiser, run.schedule, spacing, label, latents)
     made = content.get("model_index.json", {}).get("_class_name")
     if made:
         given = ", given the vae=... whose latents these are," if made == "DiTPipeline" else ""
         return content, [f"{made}.from_pretrained{given} reads this folder"]
-    why = "no pipeline of diffusers gives such a network its conditions; call it in a loop (docs/exchange.md)"
-    fix = ", or fix a class with label=..." if run.parts.num_classes else ""
+    why = "no pipeline of diffusers gives such a network its conditions"
+    why = "no pipeline of diffusers decodes what such a network draws" if latents else why
+    why += "; call it in a loop (docs/exchange.md)"
+    fix = ", or fix a class with label=..." if run.parts.num_classes and not latents else ""
     return content, [why + fix]
 
 

@@ -36,9 +36,10 @@ def main(arguments: list[str]) -> int:
 
     from denoiselab.evaluation import picture
     from denoiselab.pictures import as_image
-    from denoiselab.run import load
+    from denoiselab.run import device_of, load
 
-    run = load(config["ckpt"], config["weights"])
+    device = device_of(config["device"])
+    run = load(config["ckpt"], config["weights"]).to(device)
     parts = run.parts_for(config)
     run.elsewhere(parts)
     names, cond, real = asked_for(run, config)

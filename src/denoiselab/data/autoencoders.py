@@ -18,6 +18,7 @@ from denoiselab.files import write_text
 from denoiselab.models import Autoencoder
 
 FORMAT = "denoiselab autoencoder"
+NEITHER = "neither a run or a checkpoint of an autoencoder, nor an AutoencoderKL of diffusers with safetensors"
 OURS, THEIRS = "autoencoder.safetensors", "diffusion_pytorch_model.safetensors"
 
 
@@ -81,32 +82,52 @@ def of_diffusers(source: str) -> Frozen:
     Raises:
         UserError: diffusers is not installed, or finds none there.
     """
+    path = Path(source)
+    if not path.is_dir() and (not source or source.startswith(("/", ".", "~")) or source.count("/") != 1):
+        raise UserError(
+            f"encoder={source}: no such run, checkpoint or folder; a name on the hub is OWNER/NAME, as in "
+            "stabilityai/sd-vae-ft-ema"
+        )
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise UserError(f"encoder={source}: {NEITHER} (no config.json is there)")
     try:
         from diffusers import AutoencoderKL
     except ImportError:
         raise UserError(f"encoder={source}: reading it needs diffusers: pip install diffusers") from None
     try:
-        vae = AutoencoderKL.from_pretrained(source, use_safetensors=True)
+        vae = AutoencoderKL.from_pretrained(source, use_safetensors=True, low_cpu_mem_usage=False)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise UserError(
-            f"encoder={source}: neither a run or a checkpoint of an autoencoder, nor an AutoencoderKL of diffusers "
-            f"with safetensors ({reason})"
-        ) from None
+        raise UserError(f"encoder={source}: {NEITHER} ({reason})") from None
     return Frozen(_Diffusers(vae), lambda folder: vae.save_pretrained(folder, safe_serialization=True))
 
 
 def sha256(folder: Path) -> str:
-    """Of the weights in the folder of an autoencoder.
+    """Of an autoencoder's folder: its configuration and its weights.
 
     Raises:
-        CheckpointError: there are none.
+        CheckpointError: there is none.
     """
-    for name in (OURS, THEIRS):
-        if (folder / name).is_file():
-            with (folder / name).open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-    raise CheckpointError(f"{folder}: no autoencoder is there (neither {OURS} nor {THEIRS})")
+    weights = OURS if _config(folder).get("format") == FORMAT else THEIRS
+    found = hashlib.sha256()
+    for name in ("config.json", weights):
+        try:
+            found.update((folder / name).read_bytes())
+        except OSError as error:
+            raise CheckpointError(f"{folder}: no autoencoder is there ({name}: {error.strerror})") from None
+    return found.hexdigest()
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except OSError as error:
+        raise CheckpointError(f"{folder}: no autoencoder is there (config.json: {error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{folder}: config.json is not JSON ({str(error)[:80]})") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{folder}: config.json is not a JSON object")
+    return config
 
 
 def read(folder: Path, expected: str | None = None) -> Frozen:
@@ -114,7 +135,7 @@ def read(folder: Path, expected: str | None = None) -> Frozen:
 
     Args:
         folder: with config.json and the weights.
-        expected: the weights' sha256.
+        expected: its sha256.
 
     Raises:
         CheckpointError: missing, damaged, or not the expected one.
@@ -122,10 +143,10 @@ def read(folder: Path, expected: str | None = None) -> Frozen:
     found = sha256(folder)
     if expected is not None and found != expected:
         raise CheckpointError(f"{folder}: holds another autoencoder than the latents were made with (sha256 {found})")
+    config = _config(folder)
+    if config.get("format") != FORMAT:
+        return of_diffusers(str(folder))
     try:
-        config = json.loads((folder / "config.json").read_text())
-        if config.get("format") != FORMAT:
-            return of_diffusers(str(folder))
         from safetensors.torch import load_file
 
         trust.check(config["model"], str(folder / "config.json"))

@@ -73,6 +73,8 @@ class Data:
     source: dict[str, Any] | None = None
     """The option, as plain containers, of the data set whose images these latents encode; None for what is seen as it
     is."""
+    places: tuple[str, ...] = ()
+    """Options that say where files lie."""
     reconstruction: Mapping[str, float] = {}
     """What metrics say of images that went through the codec and back, by name; empty where nothing is lost."""
     codec: Codec

@@ -10,6 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from denoiselab.data import autoencoders
+from denoiselab.errors import CheckpointError
+
+DECODED = 16
+"""Latents that are decoded at a time: an image's activations are many times its size."""
 
 
 class Codec(nn.Module):
@@ -96,32 +100,33 @@ class Latent(Codec):
         scale: > 0.
     """
 
-    mean: Tensor
+    shift: Tensor
+    """-scale mean, (C, 1, 1)."""
     sigma_data = 1.0
 
     def __init__(self, folder: str, sha256: str, mean: Sequence[float], scale: float):
         super().__init__()
-        self.folder, self.sha256, self.scale = folder, sha256, scale
-        self._held = (autoencoders.read(Path(folder), sha256),)
-        self.register_buffer("mean", torch.tensor(list(mean)).view(-1, 1, 1), persistent=False)
+        self.folder, self.sha256, self.mean, self.scale = folder, sha256, list(mean), scale
+        try:
+            self._held = (autoencoders.read(Path(folder), sha256),)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; if the latents were moved, put them, or a link to them, back") from None
+        self.register_buffer("shift", -scale * torch.tensor(self.mean).view(-1, 1, 1), persistent=False)
 
     def encode(self, image: Tensor) -> Tensor:
-        return self.normalised(self._held[0].encode(image)[0])
+        return torch.add(self.shift, self._held[0].encode(image)[0], alpha=self.scale)
 
     def decode(self, x_0: Tensor) -> Tensor:
-        return self._held[0].decode(x_0.float() / self.scale + self.mean).clamp(-1, 1)
-
-    def normalised(self, latent: Tensor) -> Tensor:
-        """x_0 of latents as the autoencoder gives them."""
-        return torch.add(-self.scale * self.mean, latent, alpha=self.scale)  # in one pass
+        latents = ((x_0.float() - self.shift) / self.scale).split(DECODED)
+        return torch.cat([self._held[0].decode(part).clamp(-1, 1) for part in latents])
 
     def config(self) -> dict[str, Any]:
-        facts = {"folder": self.folder, "sha256": self.sha256, "mean": self.mean.flatten().tolist()}
+        facts = {"folder": self.folder, "sha256": self.sha256, "mean": self.mean}
         return {"_target_": "denoiselab.data.Latent", **facts, "scale": self.scale}
 
     def _apply(self, fn, recurse=True):
         """Follow the device, never the dtype."""
-        device = fn(torch.zeros((), device=self.mean.device)).device
+        device = fn(torch.zeros((), device=self.shift.device)).device
         self._held[0].to(device)
-        self.mean = self.mean.to(device)
+        self.shift = self.shift.to(device)
         return self

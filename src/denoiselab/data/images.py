@@ -70,8 +70,6 @@ class ReadFromDisk(Data):
     """
 
     train: OnDisk
-    places: tuple[str, ...] = ()
-    """Options that say where files lie."""
 
     def __init__(
         self,

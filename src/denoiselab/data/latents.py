@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -70,7 +71,7 @@ class Store:
 
 
 class Mapped(Samples):
-    """Latents in the files that hold them, read when they are asked for: x_0 = codec.normalised(m + s eps), where an
+    """Latents in the files that hold them, read when they are asked for: x_0 = scale (m + s eps - mean), where an
     image's latents are N(m, s^2) and eps is addressed by (seed, epoch, index).
 
     Args:
@@ -80,7 +81,8 @@ class Mapped(Samples):
     """
 
     def __init__(self, store: Store, codec: Latent, sample: bool):
-        self.store, self.codec, self.sample = store, codec, sample
+        self.store, self.sample = store, sample
+        self.scale, self.shift = codec.scale, codec.shift.clone()  # the codec itself follows the network to its device
         self.ids, self.label = store.ids, store.label
 
     def __len__(self) -> int:
@@ -108,7 +110,8 @@ class Mapped(Samples):
         if eps is not None:
             latent.addcmul_(self.store.rows("std", index), eps)
         cond = {} if self.label is None else {"label": self.label[index]}
-        return {"x_0": self.codec.normalised(latent), "id": self.ids[index], "cond": cond}
+        x_0 = torch.add(self.shift, latent, alpha=self.scale)
+        return {"x_0": x_0, "id": self.ids[index], "cond": cond}
 
 
 class Latents(Data):
@@ -174,6 +177,10 @@ def read_index(folder: Path) -> dict[str, Any]:
     for key, kind in FACTS.items():
         if not isinstance(index.get(key), kind):
             raise UserError(f"{file}: says nothing usable of its {key}")
+    numbers = [*index["mean"], index["scale"], *index["reconstruction"].values()]
+    usable = all(isinstance(value, float) and math.isfinite(value) for value in numbers) and index["scale"] > 0
+    if not usable or len(index["mean"]) != next(iter(index["shape"]), None):
+        raise UserError(f"{file}: says nothing usable of its mean, scale or reconstruction")
     for split in ("train", "held_out"):
         shards = index["splits"].get(split)
         usable = isinstance(shards, list) and all(

@@ -38,6 +38,7 @@ class Torchvision(InMemory):
 
     name: str
     num_classes = 10
+    places = ("root",)
 
     def __init__(
         self,

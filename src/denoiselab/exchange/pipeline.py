@@ -26,7 +26,13 @@ OTHERWISE = "format=safetensors keeps everything"
 VERSION = {"_diffusers_version": "0.35.0"}
 
 
-def diffusers(denoiser: Denoiser, schedule: Schedule, spacing: str = "trailing", label: int | None = None) -> Content:
+def diffusers(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    spacing: str = "trailing",
+    label: int | None = None,
+    latents: bool = False,
+) -> Content:
     """The files of a pipeline that draws from a denoiser, by path.
 
     diffusers gives a network x_t itself, of alpha_t^2 + sigma_t^2 = 1, and an index of a table of T betas. That is
@@ -37,6 +43,7 @@ def diffusers(denoiser: Denoiser, schedule: Schedule, spacing: str = "trailing",
         schedule: that it was trained along.
         spacing: one of SPACINGS.
         label: a class to fix, -1 for none: the network then takes no labels. None leaves them to the caller.
+        latents: samples are to be decoded, which pipelines of a U-Net do not.
 
     Raises:
         UserError: diffusers has no way to call this denoiser.
@@ -67,7 +74,7 @@ def diffusers(denoiser: Denoiser, schedule: Schedule, spacing: str = "trailing",
     parts = {part: ["diffusers", config["_class_name"]], "scheduler": ["diffusers", schedulers["_class_name"]]}
     if part == "transformer":
         index = {"_class_name": "DiTPipeline", **parts, "vae": ["diffusers", "AutoencoderKL"]}
-    elif config["num_class_embeds"] or getattr(net, "low_res", 0):  # no pipeline gives it these
+    elif config["num_class_embeds"] or getattr(net, "low_res", 0) or latents:  # no pipeline gives it these, or decodes
         return content
     else:
         index = {"_class_name": "DDPMPipeline" if learned else "DDIMPipeline", **parts}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from denoiselab.models.layers import require, zeroed
+from denoiselab.models.layers import require, unmixed, zeroed
 from denoiselab.models.unet_blocks import Attention
 
 EPS = 1e-6
@@ -131,6 +131,7 @@ class KL(Autoencoder):
 
     def bottleneck(self, image: Tensor) -> tuple[Tensor, Tensor]:
         mean, std = self.encode(image)
+        mean, std = (moment.to(torch.promote_types(moment.dtype, torch.float32)) for moment in (mean, std))
         kl = (mean.square() + std.square() - 1).div(2).sub(std.log()).flatten(1).sum(1)  # (B,)
         latent = mean + std * torch.randn_like(mean) if self.training else mean
         return latent, self.weight * kl / image[0].numel()
@@ -164,9 +165,10 @@ class VQ(Autoencoder):
 
     def index(self, z: Tensor) -> Tensor:
         """The nearest code of each pixel of z (B, latent, h, w): (B, h, w)."""
-        flat = z.movedim(1, -1)  # (B, h, w, latent)
-        codes = self.codes.weight
-        return (codes.square().sum(1) - 2 * flat @ codes.t()).argmin(-1)
+        with unmixed(z.device.type):  # products in bfloat16 take another code for one in ten
+            codes = self.codes.weight
+            flat = z.to(torch.promote_types(codes.dtype, torch.float32)).movedim(1, -1)  # (B, h, w, latent)
+            return (codes.square().sum(1) - 2 * flat @ codes.to(flat.dtype).t()).argmin(-1)
 
     def quantised(self, z: Tensor) -> Tensor:
         """The nearest codes, shaped like z."""
