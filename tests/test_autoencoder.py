@@ -18,11 +18,11 @@ from denoiselab.loss import Reconstruction
 from denoiselab.models import KL, VQ, Autoencoder
 from denoiselab.target import X0
 from exact import OPTIONS, normals, parts
+from latents import TINY
 from networks import NETWORKS, perturbed
 
 AUTOENCODERS = [model for model in OPTIONS["model"] if model not in NETWORKS]
 EVERY = pytest.mark.parametrize("model", AUTOENCODERS)
-TINY = {"channels": 8, "multipliers": [1, 2], "groups": 4}
 
 
 def build(model: str, shape: tuple[int, ...] = (1, 8, 8), **arguments) -> Autoencoder:

@@ -7,39 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 import denoiselab
 from denoiselab import encoding
 from denoiselab.checks import check
-from denoiselab.compose import compose, plain
+from denoiselab.compose import compose
 from denoiselab.data import Digits, Latents, autoencoders
 from denoiselab.data.stream import MicroBatch, Stream
-from denoiselab.errors import CheckpointError, UserError
+from denoiselab.errors import RunHeld, UserError
 from denoiselab.experiment import Parts, resolve
-from denoiselab.models import KL, VQ
+from denoiselab.models import VQ
 from exact import normals
-from networks import perturbed
-from test_autoencoder import TINY
-
-SHAPE = (2, 4, 4)
-
-
-def autoencoder(folder: Path, kind: type = KL, shape: tuple[int, ...] = (1, 8, 8)) -> Path:
-    """One with nothing left at zero, in a folder."""
-    torch.manual_seed(0)
-    node = {"shape": list(shape), "latent": 2, **TINY}
-    net = perturbed(kind(**node), 0.1).float()
-    autoencoders.of_ours(net, {"_target_": f"denoiselab.models.{kind.__name__}", **node}).save(folder)
-    return folder
-
-
-def encode(output: Path, encoder: object, *overrides: str) -> Path:
-    device = [] if any(line.startswith("device=") for line in overrides) else ["device=cpu"]
-    lines = [f"encoder={encoder}", f"output={output}", *device, *overrides]
-    config = plain(compose("encode", lines))
-    return encoding.encode(Parts({**config, "loss": {"_target_": "denoiselab.loss.Reconstruction"}}))
+from latents import SHAPE, autoencoder, encode
 
 
 @pytest.fixture(scope="module")
@@ -309,82 +290,28 @@ def test_an_unfinished_folder_of_other_options_is_left_alone(encoder, tmp_path, 
     assert (encode(tmp_path / "out", encoder) / "latents.json").is_file()
 
 
+def test_two_commands_do_not_write_one_folder(encoder, tmp_path, monkeypatch):
+    shards = encoding._shards
+
+    def meanwhile(*arguments):
+        monkeypatch.setattr(encoding, "_shards", shards)
+        with pytest.raises(RunHeld, match=r"^output: another process is writing .*out\.partial$"):
+            encode(tmp_path / "out", encoder)
+        return shards(*arguments)
+
+    monkeypatch.setattr(encoding, "_shards", meanwhile)
+    folder = encode(tmp_path / "out", encoder)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("encoder", "held_out-00000.safetensors", "latents.json", "train-00000.safetensors"),
+    ]
+
+
 def test_other_metrics_are_measured_anew_and_nothing_is_encoded_again(copy, encoder, capsys):
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("*.safetensors")}
     encode(copy, encoder, "shard=500", "metrics=reconstruction_digits")
     assert "measured anew" in capsys.readouterr().err
     assert "fd_digits" in Latents(root=str(copy)).reconstruction
     assert {path: path.stat().st_mtime_ns for path in copy.rglob("*.safetensors")} == before
-
-
-def _truncate(folder: Path) -> None:
-    file = folder / "train-00001.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])
-
-
-def _reshape(folder: Path) -> None:
-    file = folder / "train-00001.safetensors"
-    save_file({name: value[:-1] for name, value in load_file(file).items()}, file)
-
-
-def _edit(key: str, value: object):
-    def edit(folder: Path) -> None:
-        index = json.loads((folder / "latents.json").read_text())
-        (folder / "latents.json").write_text(json.dumps({**index, key: value}))
-
-    return edit
-
-
-def _another_encoder(folder: Path) -> None:
-    autoencoder(folder / "encoder", VQ)
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (_truncate, r"train-00001\.safetensors: missing, truncated, or not a shard"),
-        (_reshape, r"train-00001\.safetensors: holds .* need 500 latents of shape \(2, 4, 4\)"),
-        (lambda folder: (folder / "train-00002.safetensors").unlink(), r"train-00002\.safetensors: missing"),
-        (lambda folder: (folder / "latents.json").unlink(), r"^data\.root=.*copy: no latents\.json is there"),
-        (lambda folder: (folder / "latents.json").write_text("{"), r"latents\.json: cannot be read"),
-        (lambda folder: (folder / "latents.json").write_text("[]"), r"latents\.json: not the index of latents"),
-        (_edit("version", 2), r"latents\.json: has layout 2; this denoiselab reads 1"),
-        (_edit("scale", "x"), r"latents\.json: says nothing usable of its scale"),
-        (_edit("splits", {"train": [{"file": "../x", "n": 1}], "held_out": []}), r"its train shards"),
-        (_another_encoder, r"encoder: holds another autoencoder than the latents were made with"),
-        (lambda folder: shutil.rmtree(folder / "encoder"), r"encoder: no autoencoder is there"),
-        (lambda folder: (folder / "encoder" / "config.json").write_text("{}"), r"encoder: no autoencoder is there"),
-        (lambda folder: (folder / "encoder" / "config.json").write_text("{"), r"encoder: config\.json is not JSON"),
-        (_edit("scale", -1.0), r"latents\.json: says nothing usable of its mean, scale or reconstruction"),
-        (_edit("mean", [0.0]), r"latents\.json: says nothing usable of its mean, scale or reconstruction"),
-        (_edit("reconstruction", {"psnr": "high"}), r"latents\.json: says nothing usable of its mean, scale"),
-    ],
-)
-def test_what_is_damaged_is_named_in_one_line(copy, damage, message):
-    damage(copy)
-    with pytest.raises((UserError, CheckpointError), match=message) as error:
-        Latents(root=str(copy))
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("target", "message"),
-    [("os.system", "nothing was run"), ("denoiselab.models.UNet", "UNet is no autoencoder")],
-)
-def test_a_folder_cannot_name_what_is_no_autoencoder(encoder, tmp_path, target, message):
-    folder = Path(shutil.copytree(encoder, tmp_path / "hostile"))
-    config = json.loads((folder / "config.json").read_text())
-    config["model"]["_target_"] = target
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=message):
-        autoencoders.read(folder)
-
-
-def test_the_source_of_a_foreign_index_may_not_name_anything(copy):
-    _edit("source", {"_target_": "os.system", "command": "true"})(copy)
-    parts = Parts(resolve(compose("train", [f"data.root={copy}", "data=latents"])))
-    with pytest.raises(UserError, match="nothing was run"):
-        _ = parts.images
 
 
 def test_the_command_prints_where_it_wrote(encoder, called, tmp_path):

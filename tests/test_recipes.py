@@ -10,7 +10,7 @@ from denoiselab.checks import check
 from denoiselab.compose import compose
 from denoiselab.data import CIFAR10
 from denoiselab.experiment import Parts, resolve
-from test_latents import autoencoder, encode
+from latents import autoencoder, encode
 
 
 def made(*lines: str) -> Parts:

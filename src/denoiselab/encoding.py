@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import math
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from denoiselab.data.base import Batch, Data, Samples
 from denoiselab.data.codec import Latent
 from denoiselab.data.latents import ENCODER, FORMAT, INDEX, VERSION, Store, read_index
 from denoiselab.data.loader import Loader
-from denoiselab.errors import CheckpointError, UserError
+from denoiselab.errors import CheckpointError, RunHeld, UserError
 from denoiselab.exchange import ours
 from denoiselab.exchange.files import read_object
 from denoiselab.experiment import Parts
@@ -28,8 +30,8 @@ from denoiselab.progress import Progress
 from denoiselab.run import device_of, load
 from denoiselab.run_folder import digest
 
-PLAN = "plan.json"
-"""In an unfinished folder: what it will hold."""
+PLAN, LOCK = "plan.json", "lock"
+"""In an unfinished folder: what it will hold, and what its writer holds."""
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
@@ -74,7 +76,19 @@ def encode(parts: Parts) -> Path:
         return folder
     partial = folder.with_name(folder.name + ".partial")
     _claim(partial, plan)
+    with _alone(partial):
+        index = _write(partial, parts, encoder, device)
+        index |= {"content": digest(content), "fingerprint": digest([content, index["mean"], index["scale"]])}
+        write_text(partial / INDEX, json.dumps(index, indent=2) + "\n")
+        partial.rename(folder)
+        for name in (PLAN, LOCK):
+            (folder / name).unlink()
+    return folder
 
+
+def _write(partial: Path, parts: Parts, encoder: Frozen, device: torch.device) -> dict[str, Any]:
+    """Write the autoencoder and what is missing of the shards; what the index says of them."""
+    config, data = parts.config, parts.data
     encoder.save(partial / ENCODER)
     splits = {
         split: [*_shards(getattr(data, split), split, encoder, device, config, partial, data.workers)]
@@ -84,7 +98,7 @@ def encode(parts: Parts) -> Path:
     mean, scale = statistics(partial, splits["train"], shape)
     sha256 = autoencoders.sha256(partial / ENCODER)
     codec = Latent(str(partial / ENCODER), sha256, mean, scale).to(device)
-    index = {
+    return {
         "format": FORMAT,
         "version": VERSION,
         "shape": list(shape),
@@ -96,13 +110,22 @@ def encode(parts: Parts) -> Path:
         "splits": splits,
         "reconstruction": reconstruction(parts, data, codec, device),
         "measured": _asked(config),
-        "content": digest(content),
-        "fingerprint": digest([content, mean, scale]),
     }
-    write_text(partial / INDEX, json.dumps(index, indent=2) + "\n")
-    (partial / PLAN).unlink()
-    partial.rename(folder)
-    return folder
+
+
+@contextmanager
+def _alone(partial: Path) -> Iterator[None]:
+    """Hold an unfinished folder, until this process ends at the latest.
+
+    Raises:
+        RunHeld: another process does.
+    """
+    with (partial / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunHeld(f"output: another process is writing {partial}") from None
+        yield
 
 
 def _check(config: dict[str, Any], data: Data) -> None:
