@@ -99,6 +99,28 @@ def test_shards_do_not_show(made, encoder, tmp_path):
         break
 
 
+def test_mirrored_images_are_encoded_and_drawn_by_a_hash(encoder, tmp_path, made):
+    folder = encode(tmp_path / "both", encoder, "flip=true", "metrics=none")
+    data, net, images = Latents(root=str(folder), sample=False, flip=True), autoencoders.read(encoder), Digits().train
+    addresses = MicroBatch([(2, i) for i in range(200)], seed=3)
+    found = data.train.__getitems__(addresses)["x_0"]
+    shift, scale = torch.tensor(data.codec.mean).view(-1, 1, 1), data.codec.scale
+    either = [(net.encode(x)[0] - shift) * scale for x in (images.x_0[:200], images.x_0[:200].flip(-1))]
+    mirrored = (found - either[1]).abs().amax((1, 2, 3)) < 1e-3
+    assert 70 < int(mirrored.sum()) < 130
+    torch.testing.assert_close(found[~mirrored], either[0][~mirrored], rtol=1e-3, atol=1e-3)
+    assert torch.equal(found[50:60], data.train.__getitems__(MicroBatch(addresses[50:60], seed=3))["x_0"])
+    assert torch.equal(
+        data.train.batch(slice(0, 200))["x_0"], Latents(root=str(folder)).train.batch(slice(0, 200))["x_0"]
+    )
+    whole = Latents(root=str(folder), flip=True).train
+    draws = torch.stack([whole.__getitems__([(epoch, i) for i in range(1437)])["x_0"] for epoch in range(10)])
+    assert float(draws.std()) == pytest.approx(1, abs=0.005)
+    assert float(draws.mean((0, 1, 3, 4)).abs().max()) < 0.01
+    with pytest.raises(ValueError, match=r"^flip=true: these were encoded without mirrored images"):
+        Latents(root=str(made), flip=True)
+
+
 def test_half_precision_takes_half_the_place(made, encoder, tmp_path):
     half = encode(tmp_path / "half", encoder, "dtype=float16", "shard=500")
     sizes = [(folder / "train-00000.safetensors").stat().st_size for folder in (half, made)]
@@ -142,7 +164,7 @@ def test_it_is_made_once_and_nothing_is_overwritten(made, encoder, tmp_path, cap
     before = {path: path.stat().st_mtime_ns for path in made.rglob("*")}
     assert encode(made, encoder, "shard=500") == made
     assert "already encoded" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"^output=.*: holds latents of another set, encoder or dtype; name a new"):
+    with pytest.raises(UserError, match=r"^output=.*: holds latents of another set, encoder, dtype or flip; name"):
         encode(made, encoder, "dtype=float16")
     assert {path: path.stat().st_mtime_ns for path in made.rglob("*")} == before
     (tmp_path / "mine").mkdir()

@@ -44,7 +44,7 @@ def test_adm_on_imagenet64(tmp_path, monkeypatch):
 
 
 def test_dit_on_latents(tmp_path):
-    latents = encode(tmp_path / "latents", autoencoder(tmp_path / "net"), "metrics=none")
+    latents = encode(tmp_path / "latents", autoencoder(tmp_path / "net"), "metrics=none", "flip=true")
     parts = made("experiment=dit_imagenet256", f"data.root={latents}")
     assert (parts.data.batch_size, parts.config["guidance"]["scale"], parts.outputs) == (256, 1.5, 2)
     assert 6.7e8 < sum(p.numel() for p in parts.model.parameters()) < 6.8e8

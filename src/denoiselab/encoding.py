@@ -60,12 +60,13 @@ def encode(parts: Parts) -> Path:
     _try(encoder, data, device, config["encoder"])
     if folder.exists() and not (folder / INDEX).is_file():
         raise UserError(f"output={folder}: exists and holds no latents; name a new folder")
-    content = {"data": _content(data, config["data"]), "dtype": config["dtype"], "encoder": state_of(encoder)}
+    content = {"data": _content(data, config["data"]), "encoder": state_of(encoder)}
+    content |= {name: config[name] for name in ("dtype", "flip")}
     plan = digest([content, config["shard"]])
     if (folder / INDEX).is_file():
         index = read_index(folder)
         if index.get("content") != digest(content):
-            raise UserError(f"output={folder}: holds latents of another set, encoder or dtype; name a new folder")
+            raise UserError(f"output={folder}: holds latents of another set, encoder, dtype or flip; name a new folder")
         if index.get("measured") == _asked(config):
             print(f"already encoded: {folder}", file=sys.stderr)
         else:
@@ -245,7 +246,7 @@ def _shards(
         if not file.is_file():
             batches = Loader(_InOrder(samples, start, end, config["batch"]), batch_size=None, num_workers=workers)
             found = [
-                _encoded(batch, encoder, device, DTYPES[config["dtype"]], config["encoder"])
+                _encoded(batch, encoder, device, config, flip=config["flip"] and split == "train")
                 for batch in batches
                 if len(batch["x_0"])
             ]
@@ -258,13 +259,18 @@ def _shards(
         yield {"file": file.name, "n": _sizes(file)[0]}
 
 
-def _encoded(batch: Batch, encoder: Frozen, device: torch.device, dtype: torch.dtype, source: str) -> dict[str, Tensor]:
-    mean, std = encoder.encode(batch["x_0"].to(device))
-    found = {"mean": mean} | ({} if std is None else {"std": std})
-    found = {name: value.to(dtype).cpu() for name, value in found.items()}
+def _encoded(
+    batch: Batch, encoder: Frozen, device: torch.device, config: dict[str, Any], flip: bool
+) -> dict[str, Tensor]:
+    """What a shard holds of these images; with ``flip`` of their mirror images too."""
+    images, found = batch["x_0"].to(device), {}
+    for suffix, given in {"": images, **({"_flipped": images.flip(-1)} if flip else {})}.items():
+        mean, std = encoder.encode(given)
+        found |= {f"mean{suffix}": mean} | ({} if std is None else {f"std{suffix}": std})
+    found = {name: value.to(DTYPES[config["dtype"]]).cpu() for name, value in found.items()}
     for name, value in found.items():
         if not bool(value.isfinite().all()):
-            raise UserError(f"encoder={source}: gives a {name} that is not finite (dtype={str(dtype)[6:]})")
+            raise UserError(f"encoder={config['encoder']}: gives a {name} that is not finite (dtype={config['dtype']})")
     return {**found, "id": batch["id"], **batch["cond"]}
 
 
@@ -279,15 +285,17 @@ def _sizes(file: Path) -> tuple[int, ...]:
 def statistics(folder: Path, shards: list[dict[str, Any]], shape: tuple[int, ...]) -> tuple[list[float], float]:
     """The mean per channel, and 1/std of what is drawn in training about it, over the whole set, in float64."""
     store = Store(folder, shards, shape)
-    n, parts = len(store.ids), torch.arange(len(store.ids)).split(1024)
-    sums = torch.stack([store.rows("mean", part).double().mean((2, 3)).sum(0) for part in parts])
-    mean = sums.sum(0) / n
+    kinds = ["", "_flipped"] if store.mirrored else [""]
+    n, parts = len(kinds) * len(store.ids), torch.arange(len(store.ids)).split(1024)
+    sums = [store.rows(f"mean{kind}", part).double().mean((2, 3)).sum(0) for kind in kinds for part in parts]
+    mean = torch.stack(sums).sum(0) / n
     squares = 0.0
-    for part in parts:
-        away = store.rows("mean", part).double() - mean.view(-1, 1, 1)
-        squares += away.square().mean((1, 2, 3)).sum().item()
-        if store.random:
-            squares += store.rows("std", part).double().square().mean((1, 2, 3)).sum().item()
+    for kind in kinds:
+        for part in parts:
+            away = store.rows(f"mean{kind}", part).double() - mean.view(-1, 1, 1)
+            squares += away.square().mean((1, 2, 3)).sum().item()
+            if store.random:
+                squares += store.rows(f"std{kind}", part).double().square().mean((1, 2, 3)).sum().item()
     variance = squares / n
     if not variance > 0:
         raise UserError("encoder: gives the same latent for every image; there is nothing to diffuse")

@@ -16,7 +16,7 @@ from denoiselab.data.base import Batch, Data, Samples
 from denoiselab.data.codec import Latent
 from denoiselab.data.stream import Address
 from denoiselab.errors import UserError
-from denoiselab.rng import generator
+from denoiselab.rng import generator, mix
 
 INDEX = "latents.json"
 FORMAT, VERSION = "denoiselab latents", 1
@@ -51,13 +51,13 @@ class Store:
 
     def __init__(self, folder: Path, shards: Sequence[dict[str, Any]], shape: tuple[int, ...]):
         self.parts = [_opened(folder / shard["file"], shard["n"], shape) for shard in shards]
-        self.shape, self.random = shape, "std" in self.parts[0]
+        self.shape, self.random, self.mirrored = shape, "std" in self.parts[0], "mean_flipped" in self.parts[0]
         self.ends = torch.tensor([len(part["mean"]) for part in self.parts]).cumsum(0)
         self.ids = torch.cat([part["id"] for part in self.parts])
         self.label = torch.cat([part["label"] for part in self.parts]) if "label" in self.parts[0] else None
 
     def rows(self, name: str, index: Tensor) -> Tensor:
-        """``mean`` or ``std`` at these positions, float32."""
+        """``mean`` or ``std`` at these positions, float32; or ``mean_flipped``, ``std_flipped`` of mirrored images."""
         shard = torch.searchsorted(self.ends, index, right=True)
         first = int(shard[0]) if len(shard) else 0
         if bool((shard == first).all()):
@@ -78,10 +78,11 @@ class Mapped(Samples):
         store: of m and s.
         codec: of the latents.
         sample: draw from N(m, s^2) in training; False for m.
+        flip: take the latents of the mirrored image of half of them, by a hash of (seed, epoch, index); in training.
     """
 
-    def __init__(self, store: Store, codec: Latent, sample: bool):
-        self.store, self.sample = store, sample
+    def __init__(self, store: Store, codec: Latent, sample: bool, flip: bool = False):
+        self.store, self.sample, self.flip = store, sample, flip
         self.scale, self.shift = codec.scale, codec.shift.clone()  # the codec itself follows the network to its device
         self.ids, self.label = store.ids, store.label
 
@@ -95,23 +96,30 @@ class Mapped(Samples):
 
     def __getitems__(self, addresses: Sequence[Address]) -> Batch:
         index = torch.tensor([index for _, index in addresses])
-        eps = None
+        eps, flipped, seed = None, None, getattr(addresses, "seed", 0)
+        if self.flip:
+            flipped = torch.tensor([mix(seed, "flip", *address) % 2 == 1 for address in addresses])
         if self.sample and self.store.random:
-            seed = getattr(addresses, "seed", 0)
             draws = [torch.randn(self.store.shape, generator=generator(seed, "posterior", *one)) for one in addresses]
             eps = torch.stack(draws)
-        return self._made(index, eps)
+        return self._made(index, eps, flipped)
 
     def batch(self, index: Tensor | slice) -> Batch:
         return self._made(torch.arange(len(self))[index])
 
-    def _made(self, index: Tensor, eps: Tensor | None = None) -> Batch:
-        latent = self.store.rows("mean", index)
+    def _made(self, index: Tensor, eps: Tensor | None = None, flipped: Tensor | None = None) -> Batch:
+        latent = self._rows("mean", index, flipped)
         if eps is not None:
-            latent.addcmul_(self.store.rows("std", index), eps)
+            latent.addcmul_(self._rows("std", index, flipped), eps)
         cond = {} if self.label is None else {"label": self.label[index]}
         x_0 = torch.add(self.shift, latent, alpha=self.scale)
         return {"x_0": x_0, "id": self.ids[index], "cond": cond}
+
+    def _rows(self, name: str, index: Tensor, flipped: Tensor | None) -> Tensor:
+        found = self.store.rows(name, index)
+        if flipped is not None and bool(flipped.any()):
+            found[flipped] = self.store.rows(f"{name}_flipped", index[flipped])
+        return found
 
 
 class Latents(Data):
@@ -124,11 +132,14 @@ class Latents(Data):
         root: the folder that was encoded into.
         sample: draw each image's latents anew in every epoch from the distribution that a KL autoencoder gives; False
             for its mean.
+        flip: train on mirrored images too, where they were encoded (``flip=true`` of the command).
     """
 
     train: Mapped
 
-    def __init__(self, batch_size: int = 128, workers: int = 0, root: str = "", sample: bool = True):
+    def __init__(
+        self, batch_size: int = 128, workers: int = 0, root: str = "", sample: bool = True, flip: bool = False
+    ):
         super().__init__(batch_size, workers)
         folder = Path(root)
         index = read_index(folder)
@@ -138,10 +149,12 @@ class Latents(Data):
             str((folder / ENCODER).resolve()), index["encoder"].get("sha256", ""), index["mean"], index["scale"]
         )
         self._fingerprint = index["fingerprint"]
-        self.train, self._held_out = (
-            Mapped(Store(folder, index["splits"][split], self.shape), self.codec, sample and split == "train")
-            for split in ("train", "held_out")
-        )
+        train, held_out = (Store(folder, index["splits"][split], self.shape) for split in ("train", "held_out"))
+        if flip and not train.mirrored:
+            raise ValueError(
+                "flip=true: these were encoded without mirrored images; need `denoiselab encode flip=true`"
+            )
+        self.train, self._held_out = Mapped(train, self.codec, sample, flip), Mapped(held_out, self.codec, sample=False)
 
     @cached_property
     def held_out(self) -> Samples:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -202,6 +215,7 @@ def _opened(file: Path, n: int, shape: tuple[int, ...]) -> dict[str, Tensor]:
         raise UserError(f"{file}: missing, truncated, or not a shard ({' '.join(str(error).split())[:80]})") from None
     sizes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     expected = {"mean": (n, *shape), "std": (n, *shape), "label": (n,), "id": (n,)}
+    expected |= {f"{name}_flipped": (n, *shape) for name in ("mean", "std")}
     if not {"mean", "id"} <= sizes.keys() or any(expected.get(name) != size for name, size in sizes.items()):
         raise UserError(f"{file}: holds {sizes}; need {n} latents of shape {shape} with their ids")
     return tensors
