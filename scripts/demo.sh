@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train on real digits, sample, evaluate and report: about four minutes on two CPU cores.
+# Train on real digits, sample, evaluate and report: about five minutes on two CPU cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,6 +50,28 @@ def example_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     job = Job(compose("train", ["debug=quick", "trainer.threads=1", f"output_dir={folder}"]))
     job.run()
     return job.folder.path
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small autoencoder of digits, in a folder."""
+    from latents import autoencoder
+
+    return autoencoder(tmp_path_factory.mktemp("autoencoder") / "kl")
+
+
+@pytest.fixture(scope="session")
+def encoded(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Path:
+    """Its latents of digits, in three shards."""
+    from latents import encode
+
+    return encode(tmp_path_factory.mktemp("latents") / "digits", encoder, "shard=500")
+
+
+@pytest.fixture
+def copy(encoded: Path, tmp_path: Path) -> Path:
+    """The same, to be damaged."""
+    return Path(shutil.copytree(encoded, tmp_path / "copy"))
 
 
 @pytest.fixture

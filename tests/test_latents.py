@@ -1,8 +1,6 @@
 """Latents: made by the command, mapped, trained on, decoded; and what can be wrong with them."""
 
 import json
-import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,30 +21,15 @@ from exact import normals
 from latents import SHAPE, autoencoder, encode
 
 
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory) -> Path:
-    return autoencoder(tmp_path_factory.mktemp("autoencoder") / "kl")
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory, encoder) -> Path:
-    return encode(tmp_path_factory.mktemp("latents") / "digits", encoder, "shard=500")
-
-
-@pytest.fixture
-def copy(made, tmp_path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "copy"))
-
-
 def everything(data: Latents) -> Tensor:
     return data.train.batch(slice(None))["x_0"]
 
 
-def test_latents_are_what_the_encoder_gives_in_order_with_labels_and_ids(made, encoder):
-    data, digits, net = Latents(root=str(made)), Digits(), autoencoders.read(encoder)
+def test_latents_are_what_the_encoder_gives_in_order_with_labels_and_ids(encoded, encoder):
+    data, digits, net = Latents(root=str(encoded)), Digits(), autoencoders.read(encoder)
     assert data.shape == SHAPE
     assert data.num_classes == 10
-    assert [path.name for path in sorted(made.glob("train-*"))] == [f"train-{k:05d}.safetensors" for k in range(3)]
+    assert [path.name for path in sorted(encoded.glob("train-*"))] == [f"train-{k:05d}.safetensors" for k in range(3)]
     for split, real in ((data.train, digits.train), (data.held_out, digits.held_out)):
         assert torch.equal(split.ids, real.ids)
         assert torch.equal(split.label, real.label)
@@ -58,39 +41,39 @@ def test_latents_are_what_the_encoder_gives_in_order_with_labels_and_ids(made, e
     torch.testing.assert_close(data.codec.encode(digits.held_out.x_0), data.held_out.x_0, rtol=1e-4, atol=1e-4)
 
 
-def test_what_is_trained_on_has_mean_zero_and_variance_one(made):
-    data = Latents(root=str(made))
+def test_what_is_trained_on_has_mean_zero_and_variance_one(encoded):
+    data = Latents(root=str(encoded))
     draws = torch.stack([data.train.__getitems__([(epoch, i) for i in range(1437)])["x_0"] for epoch in range(20)])
     assert float(draws.mean((0, 1, 3, 4)).abs().max()) < 0.005
     assert float(draws.std()) == pytest.approx(1, abs=0.003)
     assert data.codec.sigma_data == 1
     rest = draws - everything(data)
-    std = torch.cat([load_file(path)["std"] for path in sorted(made.glob("train-*"))]) * data.codec.scale
+    std = torch.cat([load_file(path)["std"] for path in sorted(encoded.glob("train-*"))]) * data.codec.scale
     assert float((rest / std).mean()) == pytest.approx(0, abs=0.005)
     assert float((rest / std).std()) == pytest.approx(1, abs=0.003)
 
 
-def test_a_draw_is_addressed_by_seed_epoch_and_index(made):
-    train = Latents(root=str(made)).train
+def test_a_draw_is_addressed_by_seed_epoch_and_index(encoded):
+    train = Latents(root=str(encoded)).train
     alone = train.__getitems__(MicroBatch([(3, 700)], seed=5))["x_0"][0]
     among = train.__getitems__(MicroBatch([(3, 2), (3, 700), (4, 700)], seed=5))["x_0"]
     assert torch.equal(alone, among[1])
     other = train.__getitems__(MicroBatch([(3, 700)], seed=6))["x_0"][0]
     assert not torch.equal(alone, among[2])
     assert not torch.equal(alone, other)
-    means = Latents(root=str(made), sample=False).train
+    means = Latents(root=str(encoded), sample=False).train
     assert torch.equal(means.__getitems__([(3, 700)])["x_0"], train.batch(torch.tensor([700]))["x_0"])
 
 
-def test_the_loader_stays_where_it_is_when_the_codec_follows_the_network(made):
-    data = Latents(root=str(made))
+def test_the_loader_stays_where_it_is_when_the_codec_follows_the_network(encoded):
+    data = Latents(root=str(encoded))
     before = data.train.__getitems__([(0, 1), (0, 2)])["x_0"]
     data.codec.to("meta")
     assert torch.equal(data.train.__getitems__([(0, 1), (0, 2)])["x_0"], before)
 
 
-def test_shards_do_not_show(made, encoder, tmp_path):
-    one, three = Latents(root=str(encode(tmp_path / "one", encoder, "shard=5000"))), Latents(root=str(made))
+def test_shards_do_not_show(encoded, encoder, tmp_path):
+    one, three = Latents(root=str(encode(tmp_path / "one", encoder, "shard=5000"))), Latents(root=str(encoded))
     for addresses in Stream(1437, 64, seed=1):
         found = [data.train.__getitems__(addresses) for data in (one, three)]
         torch.testing.assert_close(found[0]["x_0"], found[1]["x_0"], rtol=1e-5, atol=1e-5)
@@ -99,7 +82,7 @@ def test_shards_do_not_show(made, encoder, tmp_path):
         break
 
 
-def test_mirrored_images_are_encoded_and_drawn_by_a_hash(encoder, tmp_path, made):
+def test_mirrored_images_are_encoded_and_drawn_by_a_hash(encoder, tmp_path, encoded):
     folder = encode(tmp_path / "both", encoder, "flip=true", "metrics=none")
     data, net, images = Latents(root=str(folder), sample=False, flip=True), autoencoders.read(encoder), Digits().train
     addresses = MicroBatch([(2, i) for i in range(200)], seed=3)
@@ -118,14 +101,14 @@ def test_mirrored_images_are_encoded_and_drawn_by_a_hash(encoder, tmp_path, made
     assert float(draws.std()) == pytest.approx(1, abs=0.005)
     assert float(draws.mean((0, 1, 3, 4)).abs().max()) < 0.01
     with pytest.raises(ValueError, match=r"^flip=true: these were encoded without mirrored images"):
-        Latents(root=str(made), flip=True)
+        Latents(root=str(encoded), flip=True)
 
 
-def test_half_precision_takes_half_the_place(made, encoder, tmp_path):
+def test_half_precision_takes_half_the_place(encoded, encoder, tmp_path):
     half = encode(tmp_path / "half", encoder, "dtype=float16", "shard=500")
-    sizes = [(folder / "train-00000.safetensors").stat().st_size for folder in (half, made)]
+    sizes = [(folder / "train-00000.safetensors").stat().st_size for folder in (half, encoded)]
     assert sizes[0] < 0.6 * sizes[1]
-    found, expected = (everything(Latents(root=str(folder))) for folder in (half, made))
+    found, expected = (everything(Latents(root=str(folder))) for folder in (half, encoded))
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)
 
@@ -136,7 +119,7 @@ def test_a_vq_autoencoder_has_no_deviation(tmp_path):
     assert float(everything(data).std()) == pytest.approx(1, abs=1e-3)
 
 
-def test_an_interrupted_command_goes_on_and_ends_with_the_same_bytes(made, encoder, tmp_path, monkeypatch):
+def test_an_interrupted_command_goes_on_and_ends_with_the_same_bytes(encoded, encoder, tmp_path, monkeypatch):
     written, write = [], encoding.write_atomic
 
     def dies(path, fill):
@@ -152,35 +135,35 @@ def test_an_interrupted_command_goes_on_and_ends_with_the_same_bytes(made, encod
     monkeypatch.setattr(encoding, "write_atomic", lambda path, fill: (written.append(path.name), write(path, fill)))
     encode(tmp_path / "again", encoder, "shard=500")
     assert len(written) == len(set(written)) == 4
-    files = sorted(path.relative_to(made) for path in made.rglob("*") if path.is_file())
+    files = sorted(path.relative_to(encoded) for path in encoded.rglob("*") if path.is_file())
     assert files == sorted(p.relative_to(tmp_path / "again") for p in (tmp_path / "again").rglob("*") if p.is_file())
     for path in files:
         if path.suffix == ".safetensors":
-            assert (made / path).read_bytes() == (tmp_path / "again" / path).read_bytes()
+            assert (encoded / path).read_bytes() == (tmp_path / "again" / path).read_bytes()
     assert not (tmp_path / "again.partial").exists()
 
 
-def test_it_is_made_once_and_nothing_is_overwritten(made, encoder, tmp_path, capsys):
-    before = {path: path.stat().st_mtime_ns for path in made.rglob("*")}
-    assert encode(made, encoder, "shard=500") == made
+def test_it_is_made_once_and_nothing_is_overwritten(encoded, encoder, tmp_path, capsys):
+    before = {path: path.stat().st_mtime_ns for path in encoded.rglob("*")}
+    assert encode(encoded, encoder, "shard=500") == encoded
     assert "already encoded" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"^output=.*: holds latents of another set, encoder, dtype or flip; name"):
-        encode(made, encoder, "dtype=float16")
-    assert {path: path.stat().st_mtime_ns for path in made.rglob("*")} == before
+        encode(encoded, encoder, "dtype=float16")
+    assert {path: path.stat().st_mtime_ns for path in encoded.rglob("*")} == before
     (tmp_path / "mine").mkdir()
     with pytest.raises(UserError, match=r"^output=.*mine: exists and holds no latents"):
         encode(tmp_path / "mine", encoder)
 
 
-def test_how_well_it_reconstructs_is_measured_on_held_out_images(made, encoder):
-    data, net, real = Latents(root=str(made)), autoencoders.read(encoder), Digits().held_out.x_0
+def test_how_well_it_reconstructs_is_measured_on_held_out_images(encoded, encoder):
+    data, net, real = Latents(root=str(encoded)), autoencoders.read(encoder), Digits().held_out.x_0
     mse = (net.decode(net.encode(real)[0]).clamp(-1, 1) - real).square().mean().item()
     assert data.reconstruction["mse"] == pytest.approx(mse, rel=1e-3)
     assert {"psnr", "ssim"} <= data.reconstruction.keys()
 
 
-def test_a_run_goes_from_latents_to_decoded_samples(made, train, monkeypatch):
-    run = train(f"data.root={made}", "experiment=latent_digits", "metrics=digits", "callbacks=none")
+def test_a_run_goes_from_latents_to_decoded_samples(encoded, train, monkeypatch):
+    run = train(f"data.root={encoded}", "experiment=latent_digits", "metrics=digits", "callbacks=none")
     file = next(run.glob("evaluations/*/evaluation.json"))
     records = {record["name"]: record for record in json.loads(file.read_text())["records"]}
     assert records["fd_digits"]["value"] > 0
@@ -206,8 +189,8 @@ def test_what_is_measured_on_samples_comes_with_the_floor_of_decoding(encoder, t
 
 
 @pytest.mark.parametrize("option", ["data=latents", "experiment=latent_digits"])
-def test_an_option_composes_and_asks_for_its_folder(option, made):
-    parts = Parts(resolve(compose("train", [option, f"data.root={made}"])))
+def test_an_option_composes_and_asks_for_its_folder(option, encoded):
+    parts = Parts(resolve(compose("train", [option, f"data.root={encoded}"])))
     check(parts)
     assert parts.shape == SHAPE
     assert parts.images.shape == (1, 8, 8)
@@ -215,10 +198,10 @@ def test_an_option_composes_and_asks_for_its_folder(option, made):
         resolve(compose("train", [option]))
 
 
-def test_a_moved_folder_is_the_same_run_and_another_encoding_is_not(made, copy, encoder, tmp_path):
+def test_a_moved_folder_is_the_same_run_and_another_encoding_is_not(encoded, copy, encoder, tmp_path):
     other = encode(tmp_path / "other", encoder, "dtype=float16")
     found = []
-    for root in (made, copy, other):
+    for root in (encoded, copy, other):
         config = resolve(compose("train", [f"data.root={root}", "data=latents"]))
         found.append(Parts(config).data.by_content(config["data"]))
     assert found[0] == found[1] != found[2]

@@ -12,22 +12,7 @@ from denoiselab.data import Latents, autoencoders
 from denoiselab.errors import CheckpointError, UserError
 from denoiselab.experiment import Parts, resolve
 from denoiselab.models import VQ
-from latents import autoencoder, encode
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory) -> Path:
-    return autoencoder(tmp_path_factory.mktemp("autoencoder") / "kl")
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory, encoder) -> Path:
-    return encode(tmp_path_factory.mktemp("latents") / "digits", encoder, "shard=500")
-
-
-@pytest.fixture
-def copy(made, tmp_path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "copy"))
+from latents import autoencoder
 
 
 def _truncate(folder: Path) -> None:

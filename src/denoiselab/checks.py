@@ -64,7 +64,7 @@ def without_weights(parts: Parts) -> Any:
     try:
         with torch.device("meta"):
             return parts.network()
-    except Exception:  # a mistake is one off this device too
+    except (UserError, RuntimeError):  # a mistake is one off this device too
         return parts.network()
 
 

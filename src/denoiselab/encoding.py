@@ -285,7 +285,7 @@ def _sizes(file: Path) -> tuple[int, ...]:
 def statistics(folder: Path, shards: list[dict[str, Any]], shape: tuple[int, ...]) -> tuple[list[float], float]:
     """The mean per channel, and 1/std of what is drawn in training about it, over the whole set, in float64."""
     store = Store(folder, shards, shape)
-    kinds = ["", "_flipped"] if store.mirrored else [""]
+    kinds = ["", "_flipped"] if store.flipped else [""]
     n, parts = len(kinds) * len(store.ids), torch.arange(len(store.ids)).split(1024)
     sums = [store.rows(f"mean{kind}", part).double().mean((2, 3)).sum(0) for kind in kinds for part in parts]
     mean = torch.stack(sums).sum(0) / n

@@ -19,7 +19,7 @@ from denoiselab.experiment import Parts
 from denoiselab.files import write_text
 from denoiselab.metrics.base import Measurement, Metric
 from denoiselab.metrics.loss_by_t import held_out_losses
-from denoiselab.pictures import captioned, enlargements, panels, tiles
+from denoiselab.pictures import enlargements, pairs, panels, tiles
 from denoiselab.progress import Progress
 from denoiselab.run import Run, by_content
 from denoiselab.run_folder import digest, versions
@@ -27,7 +27,7 @@ from denoiselab.run_folder import digest, versions
 SHOWN = 100
 """Most samples in a grid."""
 
-TOLD = 10
+RECONSTRUCTED = 10
 """Reconstructions in a picture."""
 
 
@@ -132,9 +132,9 @@ def reconstruct(run: Run, parts: Parts, n: int) -> Made:
     assert isinstance(run.denoiser, Reconstructor)
     batch, codec = parts.data.held_out.draw(n), parts.data.codec
     made = codec.decode(reconstructed(run.denoiser, batch["x_0"], run.device))
-    shown = [tiles(images[:TOLD], TOLD) for images in (codec.decode(batch["x_0"]), made)]
+    given = codec.decode(batch["x_0"])
     protocol = {"made_of": ["held-out images"], "label_policy": "none"}
-    return Made(made, batch["cond"].get("label"), protocol, captioned(shown, ["given", "made"]))
+    return Made(made, batch["cond"].get("label"), protocol, pairs(given[:RECONSTRUCTED], made[:RECONSTRUCTED]))
 
 
 def picture(

@@ -102,6 +102,11 @@ def captioned(rows: list[Image.Image], captions: list[str], header: str = "") ->
     return page
 
 
+def pairs(given: Tensor, made: Tensor, header: str = "") -> Image.Image:
+    """Images above what was made of them."""
+    return captioned([tiles(images, len(images)) for images in (given, made)], ["given", "made"], header)
+
+
 def as_image(values: Tensor) -> Image.Image:
     """One image (C, H, W) in [-1, 1], C 1 or 3, as it is."""
     levels = ((values.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
@@ -121,7 +126,7 @@ def read(path: Path, channels: int) -> dict[Path, Tensor]:
     for file in files:
         try:
             image = decode(file, None, channels, file.suffix.lower() == ".npy")
-        except Exception as error:
+        except Exception as error:  # decoders raise nearly any type
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"low_res={file}: {reason}") from None
         found[file] = image.float() / 127.5 - 1 if image.dtype == torch.uint8 else image

@@ -10,13 +10,14 @@ from lightning.pytorch.utilities import rank_zero_only
 from denoiselab.callbacks.base import Evaluation, log, show
 from denoiselab.data.base import Data
 from denoiselab.denoiser import Reconstructor, reconstructed
+from denoiselab.metrics.pairs import fidelity
 from denoiselab.module import Diffusion
-from denoiselab.pictures import captioned, tiles
+from denoiselab.pictures import pairs
 
 
 class Reconstructions(Evaluation):
-    """A picture of held-out images over the EMA weights' reconstructions of them; and val/mse and val/psnr, the mean
-    squared error and 10 log10(4/mse) dB over up to 512 held-out images in [-1, 1].
+    """A picture of held-out images over the EMA weights' reconstructions of them; and val/psnr, val/ssim and
+    val/mse of up to 512 held-out images, as ``metrics.Fidelity`` measures them.
 
     Args:
         data, folder: the run's.
@@ -39,8 +40,8 @@ class Reconstructions(Evaluation):
         assert isinstance(module.ema.model, Reconstructor)
         images = self.data.held_out.draw(self.MEASURED)["x_0"]
         found = reconstructed(module.ema.model, images, module.device)
-        mse = (found - images).double().square().mean()
-        log(trainer, {"val/mse": mse.item(), "val/psnr": (10 * (4 / mse).log10()).item()})
-        rows = [tiles(module.codec.decode(part[: self.n]), self.n) for part in (images, found)]
-        header = f"held-out images, step {trainer.global_step}: {10 * (4 / mse).log10():.1f} dB"
-        show(trainer, self.folder, "reconstructions", captioned(rows, ["given", "made"], header))
+        given, made = (module.codec.decode(part) for part in (images, found))
+        values = fidelity(made, given)
+        log(trainer, {f"val/{name}": value for name, value in values.items()})
+        header = f"held-out images, step {trainer.global_step}: {values['psnr']:.1f} dB"
+        show(trainer, self.folder, "reconstructions", pairs(given[: self.n], made[: self.n], header))

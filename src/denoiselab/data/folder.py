@@ -109,12 +109,9 @@ class Files(Source):
 
     def read(self, index: int) -> Tensor:
         path = self.path(index)
-        try:
-            return decode(path, self.size, self.channels, path.suffix.lower() == ".npy")
-        except Exception:
-            if path.stat().st_size:
-                raise
-        raise ValueError("an empty file")
+        if not path.stat().st_size:
+            raise ValueError("an empty file")
+        return decode(path, self.size, self.channels, path.suffix.lower() == ".npy")
 
 
 def _walk(root: Path) -> list[tuple[str, int]]:

@@ -51,7 +51,7 @@ class Store:
 
     def __init__(self, folder: Path, shards: Sequence[dict[str, Any]], shape: tuple[int, ...]):
         self.parts = [_opened(folder / shard["file"], shard["n"], shape) for shard in shards]
-        self.shape, self.random, self.mirrored = shape, "std" in self.parts[0], "mean_flipped" in self.parts[0]
+        self.shape, self.random, self.flipped = shape, "std" in self.parts[0], "mean_flipped" in self.parts[0]
         self.ends = torch.tensor([len(part["mean"]) for part in self.parts]).cumsum(0)
         self.ids = torch.cat([part["id"] for part in self.parts])
         self.label = torch.cat([part["label"] for part in self.parts]) if "label" in self.parts[0] else None
@@ -150,7 +150,7 @@ class Latents(Data):
         )
         self._fingerprint = index["fingerprint"]
         train, held_out = (Store(folder, index["splits"][split], self.shape) for split in ("train", "held_out"))
-        if flip and not train.mirrored:
+        if flip and not train.flipped:
             raise ValueError(
                 "flip=true: these were encoded without mirrored images; need `denoiselab encode flip=true`"
             )

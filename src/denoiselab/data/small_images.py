@@ -33,26 +33,29 @@ class Torchvision(InMemory):
         batch_size, workers, held_out, flip, labels: as for ``InMemory``.
         root: the folder that holds the set's own folder, as torchvision lays it out; null: the cache, to which the set
             is downloaded once.
-        size: side in pixels; above that of the files, black is added around.
+        size: side in pixels, in which images are held by black around them, so that networks can halve them more often;
+            null: the class's own ``size``.
     """
 
     name: str
     num_classes = 10
     places = ("root",)
+    size: int | None = None
+    """The side unless told otherwise; None for that of the files."""
 
     def __init__(
         self,
-        batch_size: int,
-        workers: int,
-        held_out: int,
+        batch_size: int = 128,
+        workers: int = 0,
+        held_out: int = 2000,
         root: str | None = None,
         flip: bool = False,
         labels: str = "classes",
-        size: int = 0,
+        size: int | None = None,
     ):
         parts = [self._load(root, train) for train in (True, False)]
         side = parts[0][0].shape[-1]
-        size = size or side
+        size = (self.size or side) if size is None else size
         if size < side or (size - side) % 2:
             raise ValueError(f"size={size}: need {side}, or {side} and an even number more, as in size={side + 4}")
         margin = 4 * [(size - side) // 2]
@@ -117,24 +120,12 @@ class MNIST(Torchvision):
     """60,000 handwritten digits, 28 x 28, and 10,000 to test on (LeCun et al. 1998, doi:10.1109/5.726791).
 
     Args:
-        batch_size, workers, held_out, root, flip, labels: as for ``Torchvision``.
-        size: 28, or 32, which networks can halve more often.
+        batch_size, workers, held_out, root, flip, labels, size: as for ``Torchvision``.
     """
 
     name = "MNIST"
+    size = 32
     layout = "MNIST/raw/train-images-idx3-ubyte and the three others"
-
-    def __init__(
-        self,
-        batch_size: int = 128,
-        workers: int = 0,
-        held_out: int = 2000,
-        root: str | None = None,
-        flip: bool = False,
-        labels: str = "classes",
-        size: int = 32,
-    ):
-        super().__init__(batch_size, workers, held_out, root, flip, labels, size)
 
     def _verify(self, make: Any, folder: Path) -> None:
         """torchvision checks archives as they arrive, and afterwards asks only whether the unpacked files exist."""
@@ -161,7 +152,7 @@ class FashionMNIST(MNIST):
     """60,000 articles of clothing in ten classes, 28 x 28, and 10,000 to test on (Xiao et al. 2017, arXiv:1708.07747).
 
     Args:
-        batch_size, workers, held_out, root, flip, labels, size: as for ``MNIST``.
+        batch_size, workers, held_out, root, flip, labels, size: as for ``Torchvision``.
     """
 
     name = "FashionMNIST"
@@ -172,22 +163,11 @@ class CIFAR10(Torchvision):
     """50,000 photographs in ten classes, 32 x 32, and 10,000 to test on (Krizhevsky 2009).
 
     Args:
-        batch_size, workers, held_out, root, flip, labels: as for ``Torchvision``.
+        batch_size, workers, held_out, root, flip, labels, size: as for ``Torchvision``.
     """
 
     name = "CIFAR10"
     layout = "cifar-10-batches-py"
-
-    def __init__(
-        self,
-        batch_size: int = 128,
-        workers: int = 0,
-        held_out: int = 2000,
-        root: str | None = None,
-        flip: bool = False,
-        labels: str = "classes",
-    ):
-        super().__init__(batch_size, workers, held_out, root, flip, labels)
 
     def _tensors(self, split: Any) -> tuple[Tensor, Tensor]:
         return torch.from_numpy(split.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(split.targets)
@@ -197,7 +177,7 @@ class CIFAR100(CIFAR10):
     """50,000 photographs in a hundred classes, 32 x 32, and 10,000 to test on (Krizhevsky 2009).
 
     Args:
-        batch_size, workers, held_out, root, flip, labels: as for ``CIFAR10``.
+        batch_size, workers, held_out, root, flip, labels, size: as for ``Torchvision``.
     """
 
     name = "CIFAR100"

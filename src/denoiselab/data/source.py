@@ -186,7 +186,7 @@ def checked(source: Source, index: int, shape: tuple[int, ...] | None, dtype: to
         image = source.read(index)
     except MemoryError:
         raise
-    except Exception as error:
+    except Exception as error:  # decoders, and sources of one's own, raise nearly any type
         reason = f"{place(source, index)}: {' '.join(str(error).split()) or type(error).__name__}"
         if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.EISDIR):
             raise Unreadable(reason) from None
