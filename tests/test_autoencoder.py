@@ -230,6 +230,15 @@ def test_it_is_measured_by_command_too(run, called):
     assert "trained an autoencoder" in refused.stderr
 
 
+def test_its_page_says_what_was_measured(run, called):
+    done = called("report", str(run))
+    assert done.returncode == 0, done.stderr
+    page = (run / "report.html").read_text()
+    assert "reconstructions of held-out images" in page
+    assert "unknown sampler" not in page
+    assert "weight on the x_0 error" not in page
+
+
 def test_it_cannot_be_sampled(run):
     with pytest.raises(UserError, match=r"trained an autoencoder, which cannot be sampled; .denoiselab encode."):
         denoiselab.load(run).sample(n=1)

@@ -133,7 +133,7 @@ def reconstruct(run: Run, parts: Parts, n: int) -> Made:
     batch, codec = parts.data.held_out.draw(n), parts.data.codec
     made = codec.decode(reconstructed(run.denoiser, batch["x_0"], run.device))
     given = codec.decode(batch["x_0"])
-    protocol = {"made_of": ["held-out images"], "label_policy": "none"}
+    protocol = {"made_of": ["held-out images"]}
     return Made(made, batch["cond"].get("label"), protocol, pairs(given[:RECONSTRUCTED], made[:RECONSTRUCTED]))
 
 

@@ -257,7 +257,7 @@ class Job:
             "overrides": self.composed.overrides,
             "parameters": parameters,
             "loss": module.loss.formula,
-            "weight": parts.weighting.formula,
+            "weight": parts.weighting.formula if module.denoiser.generates else None,
             "sizes": {"train": len(parts.data.train), "held_out": len(parts.data.held_out)},
             "matmul_precision": self.config["trainer"]["matmul_precision"],
             "threads": torch.get_num_threads(),

@@ -155,10 +155,15 @@ def protocol_facts(protocol: dict[str, Any]) -> dict[str, str]:
     named = "guidance scale" if name == "CFG" else f"{name} guidance, scale"
     steps = sampler.get("steps") if isinstance(sampler, dict) else None
     weights = str(protocol.get("weights", "unknown"))
+    sampled = f"{kind(sampler) or 'unknown sampler'}, {plain(steps)} steps"
+    guided = f"{named} {plain(scale)}" if scale is not None else "no guidance"
+    made_of = protocol.get("made_of")
+    if sampler is None and isinstance(made_of, list):
+        sampled, guided = f"reconstructions of {', '.join(map(plain, made_of))}", ""
     return {
         "n": f"n = {plain(protocol.get('n'))}",
-        "guidance": f"{named} {plain(scale)}" if scale is not None else "no guidance",
-        "sampler": f"{kind(sampler) or 'unknown sampler'}, {plain(steps)} steps",
+        "guidance": guided,
+        "sampler": sampled,
         "weights": f"{'EMA' if weights == 'ema' else plain(weights)} weights",
         "labels": f"labels {plain(protocol['label_policy'])}" if protocol.get("label_policy") else "",
         "step": f"trained {plain(protocol.get('step'))} steps",

@@ -124,8 +124,8 @@ def notes(table: Table) -> list[str]:
         found.append("Bold marks the best mean of a column; where intervals overlap, the order may be chance.")
     if any(cell.control for cell in cells):
         found.append(
-            "Beside a value in small print or brackets: its control, what the same measurement gives on real data, or "
-            "on what a simpler method makes."
+            "Beside a value in small print or brackets: its control, what the same measurement gives on real data, on "
+            "real data that were encoded and decoded, or on what a simpler method makes."
         )
     runs = [run for group in table.groups for run in group.runs]
     made = axes([{"git": run.record.get("git"), "versions": run.record.get("versions")} for run in runs])
