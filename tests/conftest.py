@@ -53,6 +53,15 @@ def example_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Runs of five seeds on eight Gaussians that are well; trained once for all workers."""
+    from healthy import all_trained
+
+    base = tmp_path_factory.getbasetemp()
+    return all_trained((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "healthy")
+
+
+@pytest.fixture(scope="session")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small autoencoder of digits, in a folder."""
     from latents import autoencoder

@@ -23,9 +23,9 @@ LAYERS = {
     "exchange": MATHEMATICS | {"safetensors"},
     "rng conditioning curve lr_schedule ema checkpoint summary speed": MATHEMATICS,
     "data": MEASURING | {"datasets", "webdataset", "diffusers"},
-    "metrics pictures": MEASURING,
+    "metrics pictures diagnostics": MEASURING,
     "report": {"jinja2", "markupsafe", "pandas", "numpy", "scipy", "matplotlib", "PIL", "yaml"},
-    "module sharding callbacks loggers training evaluation encoding run run_folder": TRAINING,
+    "module sharding callbacks loggers training evaluation inspection encoding run run_folder": TRAINING,
     "compose experiment checks cli": CONFIGURING,
     "bench": TRAINING | {"diffusers"},
 }

@@ -10,6 +10,7 @@ import torch
 
 from denoiselab import speed
 from denoiselab.denoiser import Denoiser
+from denoiselab.diagnostics.base import Diagnostic
 from denoiselab.errors import UserError, one_line
 from denoiselab.metrics.base import Metric
 from denoiselab.models import Autoencoder
@@ -35,7 +36,7 @@ def check(parts: Parts) -> None:
     if "model" not in before:
         parts.model = without_weights(parts)
     speed.check(parts.model, config["trainer"])
-    for name in ("drop", "denoiser", "loss", "timesteps", "metrics"):
+    for name in ("drop", "denoiser", "loss", "timesteps", "metrics", "diagnostics"):
         getattr(parts, name)
     check_timesteps(parts)
     if parts.data.source is not None and not parts.denoiser.generates:
@@ -207,13 +208,19 @@ def check_metrics(parts: Parts, metrics: dict[str, Metric]) -> None:
             raise UserError(f"evaluation.n={n}: metrics.{name} needs at least {metric.least} samples")
 
 
-def check_callbacks(parts: Parts, callbacks: dict[str, Any]) -> None:
-    """Each is about what is trained."""
+def check_callbacks(parts: Parts, callbacks: dict[str, Any], group: str = "callbacks") -> None:
+    """Each callback, and each diagnostic, is about what is trained."""
     for name, callback in callbacks.items():
         if getattr(callback, "generates", None) not in (None, parts.denoiser_class.generates):
-            what = "samples, and this loss trains an autoencoder; need callbacks=autoencoder"
-            other = "an autoencoder, and this loss trains none; need callbacks=default"
-            raise UserError(f"callbacks.{name}: is about {what if callback.generates else other}")
+            need = ("autoencoder", "default") if group == "callbacks" else ("none", "none")
+            what = f"samples, and this loss trains an autoencoder; need {group}={need[0]}"
+            other = f"an autoencoder, and this loss trains none; need {group}={need[1]}"
+            raise UserError(f"{group}.{name}: is about {what if callback.generates else other}")
+        if isinstance(callback, Diagnostic):
+            try:
+                callback.check(parts)
+            except ValueError as error:
+                raise UserError(f"{group}.{name}: {one_line(error)}") from None
 
 
 def _nothing(x_t: torch.Tensor, *level: torch.Tensor, **cond: Any) -> torch.Tensor:

@@ -15,6 +15,7 @@ from denoiselab.conditioning import Drop
 from denoiselab.data.base import Data
 from denoiselab.data.codec import Codec
 from denoiselab.denoiser import Denoiser
+from denoiselab.diagnostics.base import Diagnostic
 from denoiselab.errors import UserError, one_line
 from denoiselab.guidance import DenoiserLike
 from denoiselab.loss import Loss
@@ -270,12 +271,20 @@ class Parts:
         checks.check_metrics(self, made)
         return made
 
-    def callbacks(self, folder: Path) -> list[Any]:
-        """The optional callbacks, in the order of their file."""
+    def callbacks(self, folder: Path) -> dict[str, Any]:
+        """The optional callbacks, and diagnostics among them, in the order of their file."""
         nodes = {name: node for name, node in self.config["callbacks"].items() if node}
         made = {name: self.make(f"callbacks.{name}", node, folder=folder) for name, node in nodes.items()}
         checks.check_callbacks(self, made)
-        return [*made.values()]
+        return made
+
+    @cached_property
+    def diagnostics(self) -> dict[str, Diagnostic]:
+        """By name; each checked against the parts."""
+        nodes = {name: node for name, node in self.config["diagnostics"].items() if node}
+        made = {name: self.make(f"diagnostics.{name}", node) for name, node in nodes.items()}
+        checks.check_callbacks(self, made, "diagnostics")
+        return made
 
 
 SHARED = {

@@ -82,6 +82,17 @@ def render(figure: Figure, dpi: int = 130) -> Image.Image:
     return Image.open(io.BytesIO(buffer.getvalue())).convert("RGB")
 
 
+def stacked(parts: list[Image.Image]) -> Image.Image:
+    """Pictures under each other, each in the middle of a white page."""
+    width = max(part.width for part in parts)
+    page = Image.new("RGB", (width, sum(part.height for part in parts)), "white")
+    top = 0
+    for part in parts:
+        page.paste(part, ((width - part.width) // 2, top))
+        top += part.height
+    return page
+
+
 def captioned(rows: list[Image.Image], captions: list[str], header: str = "") -> Image.Image:
     """Pictures of equal width under each other, each with its caption at the left and one header above."""
     left, top = 90, 34 if header else 0

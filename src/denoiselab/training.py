@@ -18,14 +18,17 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from denoiselab import checkpoint
-from denoiselab.callbacks import Checkpoints, ProgressBar, TrainingMetrics
+from denoiselab.callbacks import Checkpoints, Inspection, ProgressBar, TrainingMetrics
 from denoiselab.checks import check, check_used
 from denoiselab.compose import Composed, to_yaml
 from denoiselab.data.base import Data
+from denoiselab.denoiser import Denoiser
+from denoiselab.diagnostics import Diagnostic, Subject
 from denoiselab.errors import CheckpointError, UserError
 from denoiselab.evaluation import address, evaluate
 from denoiselab.experiment import Parts, identity, resolve
 from denoiselab.files import write_text
+from denoiselab.inspection import Kept, inspect
 from denoiselab.loggers import JsonLines
 from denoiselab.module import Diffusion, Feed
 from denoiselab.rng import mix
@@ -191,7 +194,7 @@ class Job:
         metrics = TrainingMetrics(trainer_config["log_every"])
         callbacks = [
             metrics,
-            *parts.callbacks(path),
+            *self._optional(parts, record),
             ProgressBar(metrics),
             Checkpoints(path, record, trainer_config["checkpoint_every"]),
         ]
@@ -224,6 +227,27 @@ class Job:
             _finish(loggers, failed=sys.exc_info()[0] is not None)
             if torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
+
+    def _optional(self, parts: Parts, record: dict[str, Any]) -> list[pl.Callback]:
+        """The callbacks that the configuration names; diagnostics among them look at the EMA weights."""
+        path, config = self.folder.path, self.config
+        named = [("callbacks", *item) for item in parts.callbacks(path).items()]
+        named += [("diagnostics", *item) for item in parts.diagnostics.items()]
+
+        def looking(name: str, diagnostic: Diagnostic, node: dict[str, Any]) -> Inspection:
+            def look(trainer: pl.Trainer, module: Diffusion, progress: Any) -> Kept:
+                learned = module.loss.state_dict()
+                assert isinstance(module.ema.model, Denoiser)
+                run = Run(parts, module.ema.model, trainer.global_step, "ema", path, record, learned)
+                subject = Subject(run, parts, lambda: module.denoiser, self.composed.config_dir, progress)
+                return inspect(name, diagnostic, node, subject)
+
+            return Inspection(name, diagnostic, look)
+
+        return [
+            looking(name, made, config[group][name]) if isinstance(made, Diagnostic) else made
+            for group, name, made in named
+        ]
 
     def _own_arguments(self) -> list[str]:
         folder = self.composed.config_dir

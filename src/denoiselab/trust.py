@@ -31,7 +31,7 @@ EXACT = frozenset(
 PACKAGES = frozenset(
     {
         *("data", "models", "schedule", "target", "weighting", "timesteps", "loss", "sampler", "guidance"),
-        *("consistency", "ema", "lr_schedule", "callbacks", "metrics"),
+        *("consistency", "ema", "lr_schedule", "callbacks", "metrics", "diagnostics"),
     }
 )
 """Modules of ours whose classes are parts of a run; the others read, write and run things."""

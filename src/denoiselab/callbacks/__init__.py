@@ -3,6 +3,7 @@
 from denoiselab.callbacks.base import Evaluation, Periodic
 from denoiselab.callbacks.buckets import LossBuckets
 from denoiselab.callbacks.checkpoints import Checkpoints
+from denoiselab.callbacks.inspection import Inspection
 from denoiselab.callbacks.metrics import TrainingMetrics
 from denoiselab.callbacks.progress import ProgressBar
 from denoiselab.callbacks.reconstructions import Reconstructions
@@ -13,6 +14,7 @@ __all__ = [
     "Checkpoints",
     "Evaluation",
     "GuidanceSweep",
+    "Inspection",
     "LossBuckets",
     "Periodic",
     "ProgressBar",

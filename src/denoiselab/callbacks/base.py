@@ -32,6 +32,12 @@ def show(trainer: pl.Trainer, folder: Path, name: str, picture: Image.Image) -> 
     path = folder / "pictures" / f"{name}_{step:08d}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path)
+    send(trainer, name, picture)
+
+
+def send(trainer: pl.Trainer, name: str, picture: Image.Image) -> None:
+    """Send a picture to the dashboards."""
+    step = trainer.global_step
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.log_image(f"pictures/{name}", [picture], step)
@@ -39,6 +45,14 @@ def show(trainer: pl.Trainer, folder: Path, name: str, picture: Image.Image) -> 
             from torchvision.transforms.functional import pil_to_tensor
 
             logger.experiment.add_image(f"pictures/{name}", pil_to_tensor(picture.convert("RGB")), step)
+
+
+def send_table(trainer: pl.Trainer, name: str, table: dict[str, list[Any]]) -> None:
+    """Send a table, columns by name, to the dashboards that show tables."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            rows = [list(row) for row in zip(*table.values(), strict=True)]
+            logger.log_table(f"tables/{name}", columns=[*table], data=rows, step=trainer.global_step)
 
 
 class Periodic(pl.Callback):

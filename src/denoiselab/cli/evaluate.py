@@ -24,7 +24,9 @@ def main(arguments: list[str]) -> int:
 def evaluate_one(overrides: list[str], config_dir: Path | None) -> None:
     """Load the run, then measure it as asked; with the metrics it was trained with, unless others are named."""
     from denoiselab.checks import check_evaluation
+    from denoiselab.diagnostics import Subject
     from denoiselab.evaluation import evaluate
+    from denoiselab.inspection import inspect_once
     from denoiselab.run import device_of, load
 
     config = plain(compose("evaluate", [line for line in overrides if not _of_metrics(line)], config_dir))
@@ -37,7 +39,14 @@ def evaluate_one(overrides: list[str], config_dir: Path | None) -> None:
         else [f"metrics={run.record['choices']['metrics']}"]
     )
     config = plain(compose("evaluate", [*own, *overrides], config_dir))
-    evaluate(run, run.parts_for(config), config["rerun"])
+    parts = run.parts_for(config)
+    diagnostics = parts.diagnostics
+    if not diagnostics or any(line.startswith("metrics=") for line in overrides):
+        evaluate(run, parts, config["rerun"])
+    if diagnostics:
+        subject = Subject(run, parts, lambda: load(config["ckpt"], "raw").to(device).denoiser, config_dir)
+        for name, diagnostic in diagnostics.items():
+            inspect_once(name, diagnostic, config["diagnostics"][name], subject, config["rerun"])
 
 
 def _of_metrics(line: str) -> bool:
