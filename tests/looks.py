@@ -1,4 +1,4 @@
-"""Every diagnostic in a small version, for the tests that hold for all of them: which run it looks at, and with what."""
+"""Every diagnostic in a small version, for the tests that hold for all of them."""
 
 from __future__ import annotations
 

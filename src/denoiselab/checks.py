@@ -77,6 +77,10 @@ def check_trainer(config: dict[str, Any]) -> None:
     clip = config["trainer"]["gradient_clip"]
     if clip is not None and not clip > 0:
         raise UserError(f"trainer.gradient_clip={clip}: need a number > 0, or null for none")
+    stopping = config["early_stopping"]
+    for name in ("patience", "every"):
+        if stopping[name] is not None and not (isinstance(stopping[name], int) and stopping[name] >= 1):
+            raise UserError(f"early_stopping.{name}={stopping[name]}: need a whole number of at least 1")
     _one_of(config, "trainer.strategy", STRATEGIES)
     sharded = config["trainer"]["strategy"] == "fsdp"
     _one_of(config, "trainer.precision", SHARDED_PRECISIONS if sharded else PRECISIONS)

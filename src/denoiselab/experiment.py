@@ -311,4 +311,6 @@ def identity(config: dict[str, Any], init: str | None) -> dict[str, Any]:
     found["data"] = {key: value for key, value in config["data"].items() if key != "workers"}
     found["precision"] = config["trainer"]["precision"]
     found["gradient_clip"] = config["trainer"]["gradient_clip"]
+    if config["early_stopping"]["patience"] is not None:
+        found["early_stopping"] = config["early_stopping"]
     return {**found, "init": init, "numerics": NUMERICS_VERSION}

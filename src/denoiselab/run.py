@@ -35,7 +35,8 @@ PREFIX = {"ema": "ema.model.", "raw": "denoiser."}
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint that a path means: itself, or the newest good one of a run directory.
+    """The checkpoint that a path means: itself, or of a run directory the best one, where the run keeps that (early
+    stopping), and otherwise the newest good one.
 
     Raises:
         CheckpointError: there is none.
@@ -43,6 +44,8 @@ def find_checkpoint(path: str | Path) -> Path:
     path = Path(path)
     if path.is_dir():
         folder = path / "checkpoints"
+        if (folder / "best.ckpt").is_file():
+            return folder / "best.ckpt"
         newest = checkpoint.newest(folder, warn=lambda line: print(f"warning: {line}"))
         if newest is None:
             raise CheckpointError(f"{path}: no good checkpoint in {folder}")

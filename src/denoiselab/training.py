@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from denoiselab import checkpoint
-from denoiselab.callbacks import Checkpoints, Inspection, ProgressBar, TrainingMetrics
+from denoiselab.callbacks import Checkpoints, EarlyStopping, Inspection, ProgressBar, TrainingMetrics
 from denoiselab.checks import check, check_used
 from denoiselab.compose import Composed, to_yaml
 from denoiselab.data.base import Data
@@ -67,7 +67,7 @@ class Job:
 
     def __init__(self, composed: Composed):
         self.composed = composed
-        self.step = 0  # where the run stands
+        self.step, self.stopped = 0, False  # where the run stands
         self.config = resolve(composed)
         config = self.config
         parts = Parts(config)
@@ -158,8 +158,8 @@ class Job:
         torch.set_float32_matmul_precision(trainer_config["matmul_precision"])
         steps, path = trainer_config["max_steps"], self.folder.path
         resume = self._newest()
-        if self.step >= steps:
-            say(f"{path.name}: {self.step} steps already done")
+        if self.step >= steps or self.stopped:
+            say(f"{path.name}: {self.step} steps already done{', and stopped early' if self.stopped else ''}")
             return
 
         torch.manual_seed(mix(config["seed"], "init"))
@@ -192,11 +192,13 @@ class Job:
         }
         loggers = self._loggers(parts)
         metrics = TrainingMetrics(trainer_config["log_every"])
+        saving = Checkpoints(path, record, trainer_config["checkpoint_every"])
         callbacks = [
             metrics,
             *self._optional(parts, record),
             ProgressBar(metrics),
-            Checkpoints(path, record, trainer_config["checkpoint_every"]),
+            *self._stopping(parts, saving),
+            saving,
         ]
         if self.rank_zero:
             self._announce(module, parts)
@@ -249,6 +251,13 @@ class Job:
             for group, name, made in named
         ]
 
+    def _stopping(self, parts: Parts, saving: Checkpoints) -> list[pl.Callback]:
+        """Early stopping, if asked for; the last but saving, so that what it saves is the whole state of a step."""
+        options = self.config["early_stopping"]
+        if options["patience"] is None:
+            return []
+        return [EarlyStopping(parts.data.held_out, saving, options["patience"], options["every"])]
+
     def _own_arguments(self) -> list[str]:
         folder = self.composed.config_dir
         return [*(["--config-dir", str(folder)] if folder else []), *self.composed.overrides]
@@ -262,6 +271,7 @@ class Job:
         if content["denoiselab"].get("identity") != self.identity:
             raise CheckpointError(f"{file}: belongs to another run than {self.folder.path.name}; move it away")
         self.step = content["global_step"]
+        self.stopped = bool(content.get("callbacks", {}).get(EarlyStopping.__name__, {}).get("stopped"))
         return file
 
     def _loggers(self, parts: Parts) -> list[Logger]:

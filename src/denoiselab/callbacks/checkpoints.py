@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,7 +22,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Checkpoints(Periodic):
-    """RUN/checkpoints/last.ckpt after every ``every`` steps, the one before it kept as previous.ckpt.
+    """RUN/checkpoints/last.ckpt after every ``every`` steps, the one before it kept as previous.ckpt; best.ckpt when told.
 
     Saving happens only after an optimizer step is complete, EMA and all. A signal sets a flag that is acted on there
     (on any rank: the flag is shared), then the run ends with status 128 + signal; a second Ctrl-C ends it at once.
@@ -73,11 +74,19 @@ class Checkpoints(Periodic):
         return int(flag)
 
     def run(self, trainer: pl.Trainer, module: Diffusion) -> None:
+        self.save(trainer, module, (("last", "previous"), ("new", "last")))
+
+    def keep_best(self, trainer: pl.Trainer, module: Diffusion) -> None:
+        """Write best.ckpt."""
+        self.save(trainer, module, (("new", "best"),))
+
+    def save(self, trainer: pl.Trainer, module: Diffusion, moves: Sequence[tuple[str, str]]) -> None:
+        """Write new.ckpt, then rename files."""
         stop_if_not_finite(module)
         try:
             trainer.save_checkpoint(self.folder / "new.ckpt")
             if trainer.is_global_zero:
-                for old, name in (("last", "previous"), ("new", "last")):
+                for old, name in moves:
                     for suffix in ("ckpt", "ckpt.sha256"):
                         if (path := self.folder / f"{old}.{suffix}").exists():
                             path.replace(self.folder / f"{name}.{suffix}")
