@@ -15,7 +15,7 @@ from denoiselab.report import figures
 from denoiselab.report.arms import Arm, Group, Table, dataset, protocol_facts
 from denoiselab.report.axes import axes
 from denoiselab.report.pictures import Picture, embed
-from denoiselab.report.runs import Run, finite
+from denoiselab.report.runs import Record, Run, finite
 from denoiselab.report.statistics import mean_ci, number, plain
 
 PER_FIGURE, FIGURES = len(figures.COLOURS), 4
@@ -74,6 +74,8 @@ def render(runs: list[Run], table: Table, title: str) -> str:
         left_out=max(0, len(drawn) - PER_FIGURE * FIGURES),
         seeds=_range([len(group.counted) for group in drawn], "seed"),
         galleries=[gallery for gallery in galleries(runs, table) if gallery.pictures],
+        looks=[gallery for gallery in looks(table.groups) if gallery.pictures],
+        alarms=[(run.name, look.name, look.step, text) for run in runs for look in run.looks for text in look.alarms],
         confusions=confusions(table) if len(runs) == 1 else [],
         speed=speed(table.groups),
         troubled=[run for run in runs if run.state != "done" or run.problems],
@@ -214,6 +216,23 @@ def galleries(runs: list[Run], table: Table) -> list[Gallery]:
         progress = [(grids[i][1], f"step {grids[i][0]}", "") for i in picked]
         found.append(_gallery("Progress of the sample grid", "The same noise throughout.", progress, THUMBNAIL))
     return found
+
+
+def looks(groups: list[Group]) -> list[Gallery]:
+    """What diagnostics found of the first seed of each group, a gallery per diagnostic."""
+    found: dict[str, list[Any]] = {}
+    for group in groups:
+        run = group.counted[0]
+        for look in run.looks:
+            facts = [f"seed {plain(run.seed)}", f"step {look.step}", *map(_described, look.records)]
+            found.setdefault(look.name, []).append((look.picture, group.label, "; ".join(facts)))
+    return [_gallery(name.replace("_", " "), "", files) for name, files in sorted(found.items())]
+
+
+def _described(record: Record) -> str:
+    """A measurement and its controls in words."""
+    controls = ", ".join(f"{name} {number(value)}" for name, value in record.controls.items())
+    return f"{record.name} {number(record.value)}" + (f" ({controls})" if controls else "")
 
 
 def _gallery(title: str, note: str, files: list[Any], widest: int | None = None) -> Gallery:

@@ -43,6 +43,19 @@ class Evaluation:
 
 
 @dataclass
+class Look:
+    """What a diagnostic found, at one step and in one way of sampling."""
+
+    name: str
+    step: int
+    address: str
+    protocol: dict[str, Any]
+    records: list[Record]
+    alarms: list[str]
+    picture: Path
+
+
+@dataclass
 class Run:
     """One run directory."""
 
@@ -55,6 +68,8 @@ class Run:
     pictures: dict[str, list[tuple[int, Path]]]
     """By kind, in order of their step."""
     evaluations: list[Evaluation]
+    looks: list[Look] = field(default_factory=list)
+    """The newest of each diagnostic and way of sampling."""
     problems: list[str] = field(default_factory=list)
     """Files that could not be read, in words."""
 
@@ -125,6 +140,7 @@ def read(folder: Path, root: Path) -> Run:
             for path in sorted(folder.glob("evaluations/*/evaluation.json"))
             if (evaluation := _evaluation(path, problems)) is not None
         ],
+        looks=_looks(folder / "diagnostics", problems),
         problems=problems,
     )
 
@@ -169,12 +185,34 @@ def _pictures(folder: Path) -> dict[str, list[tuple[int, Path]]]:
     return {kind: sorted(pictures) for kind, pictures in found.items()}
 
 
+def _looks(folder: Path, problems: list[str]) -> list[Look]:
+    found: dict[tuple[str, str], Look] = {}
+    for path in sorted(folder.glob("*/*/finding.json")):
+        match = re.fullmatch(r"(\d+)-(.+)", path.parent.name)
+        content = _object(path, problems)
+        if not match or not isinstance(content.get("protocol"), dict):
+            continue
+        name, alarms = path.parent.parent.name, content.get("alarms")
+        look = Look(
+            *(name, int(match[1]), match[2], content["protocol"], _records(content)),
+            alarms=[str(alarm) for alarm in alarms] if isinstance(alarms, list) else [],
+            picture=path.with_name("picture.png"),
+        )
+        found[name, look.address] = look  # in order of their steps
+    return [*found.values()]
+
+
 def _evaluation(path: Path, problems: list[str]) -> Evaluation | None:
     content = _object(path, problems)
     if not isinstance(content.get("protocol"), dict):
         return None
+    picture = path.with_name("samples.png")
+    return Evaluation(content["protocol"], _records(content), picture if picture.is_file() else None)
+
+
+def _records(content: dict[str, Any]) -> list[Record]:
     listed = content.get("records")
-    records = [
+    return [
         Record(
             name=str(entry.get("name", "unnamed")),
             value=finite(entry.get("value")),
@@ -186,8 +224,6 @@ def _evaluation(path: Path, problems: list[str]) -> Evaluation | None:
         for entry in (listed if isinstance(listed, list) else [])
         if isinstance(entry, dict)
     ]
-    picture = path.with_name("samples.png")
-    return Evaluation(content["protocol"], records, picture if picture.is_file() else None)
 
 
 def _dict(entry: dict[str, Any], key: str) -> dict[str, Any]:
