@@ -185,7 +185,10 @@ BRIEF = ["~callbacks.guidance_sweep", "callbacks.sample_grid.n=4", "callbacks.bu
 
 
 def test_training_alternates_with_a_loop_that_learns_the_same():
-    (record,) = training.measure(options("training", options=[*QUICK, *BRIEF, "lr_schedule=constant"], steps=4), CPU)
+    chosen = options("training", options=[*QUICK, *BRIEF, "lr_schedule=constant"], steps=4)
+    record, accounting = training.measure(chosen, CPU)
+    assert sane(accounting, "ours", "buckets")["result"]["of"] == "buckets / ours"
+    assert accounting.need == {"at_most": 0.01}
     found = sane(record, "ours", "bare")
     assert found["result"]["of"] == "bare / ours"
     assert record.need == {"at_least": 0.97}

@@ -2,7 +2,7 @@
 
 The bare loop is what a researcher would write for this one configuration; ours runs with every per-step part on
 (Lightning, buckets, EMA, metrics, progress, signal and finiteness checks), with its periodic evaluations (held-out
-loss, pictures) timed apart.
+loss, pictures) timed apart. And the share of a step that the accounting of losses by their time takes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from denoiselab.bench.record import Record, need, ratio, times
 from denoiselab.bench.timing import Contender
 from denoiselab.bench.trainer import Turns, train
 from denoiselab.data.stream import Stream
+from denoiselab.metrics.loss_by_t import Buckets
 from denoiselab.module import Diffusion
 
 
@@ -56,38 +57,57 @@ class BareLoop:
         self.loss += loss.detach()
 
 
+def accounting(module: Diffusion, steps: int) -> Contender:
+    """What ``LossBuckets`` adds to a training step, so many times: the errors of a batch into ten buckets."""
+    buckets = Buckets(10)
+    t, mse = torch.rand(2, module.batch_size, device=module.device)
+    return Contender("buckets", lambda: [buckets.add(module.schedule, t, mse) for _ in range(steps)], per=steps)
+
+
 def measure(options: dict[str, Any], device: torch.device) -> list[Record]:
-    """The time of a training step.
+    """The time of a training step, and the share of it that buckets take.
 
     Args:
         options: rounds, steps (per turn), options (as for ``denoiselab train``), at_least (what must be kept of the
-            bare loop's steps per second).
+            bare loop's steps per second), buckets (of a step's time at most).
         device: where to.
     """
     loops: list[BareLoop] = []
 
     def others(module: Diffusion) -> list[Contender]:
         loops.append(BareLoop(module))
-        return [Contender("bare", lambda: [loops[0].step() for _ in range(options["steps"])], per=options["steps"])]
+        bare = Contender("bare", lambda: [loops[0].step() for _ in range(options["steps"])], per=options["steps"])
+        return [bare, accounting(module, options["steps"])]
 
     turns = Turns("training", options["rounds"], options["steps"], others)
     placed = [*options["options"], f"trainer.accelerator={'cpu' if device.type == 'cpu' else 'gpu'}"]
     last = train(placed, turns, lambda own: [*own, turns])
     losses = {"ours": float(turns.loss) / turns.max_steps, "bare": float(loops[0].loss) / turns.max_steps}
-    contenders = [turns.ours, *turns.others]
+    ours, bare, buckets = turns.ours, *turns.others
+    name = " ".join(options["options"])
     return [
         Record(
             "training",
-            " ".join(options["options"]),
+            name,
             "a step",
             options["rounds"],
-            times(contenders),
-            ratio(contenders[1], contenders[0]),
+            times([ours, bare]),
+            ratio(bare, ours),
             need(options, "at_least"),
             {
                 "steps_per_round": options["steps"],
                 "mean_loss": losses,
                 "evaluation_share": last.get("speed/evaluation_share"),
             },
-        )
+        ),
+        Record(
+            "training",
+            f"losses by time, {name}",
+            "a step",
+            options["rounds"],
+            times([ours, buckets]),
+            ratio(buckets, ours),
+            need({"at_most": options["buckets"]}, "at_most"),
+            {"buckets": 10},
+        ),
     ]
