@@ -17,7 +17,7 @@ TRAINING = MEASURING | {"lightning", "rich", "wandb"}
 CONFIGURING = TRAINING | {"hydra", "omegaconf", "yaml"}
 
 LAYERS = {
-    "errors files version trust rows buffers progress _torchvision __init__ __main__": {"torch"},
+    "errors files version trust rows status buffers progress _torchvision __init__ __main__": {"torch"},
     "schedule target consistency gaussian weighting timesteps denoiser guidance loss models": MATHEMATICS,
     "sampler likelihood": MATHEMATICS | {"torchdiffeq"},
     "exchange": MATHEMATICS | {"safetensors"},

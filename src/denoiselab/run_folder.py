@@ -132,7 +132,7 @@ class RunFolder:
             if age < 5:
                 time.sleep(0.1)
                 return
-        if holder.get("host") == socket.gethostname() and _alive(holder.get("pid", -1)):
+        if holder.get("host") == socket.gethostname() and alive(holder.get("pid", -1)):
             raise RunHeld(f"{self.path}: process {holder['pid']} on {holder['host']} works on this run")
         if holder.get("host") not in (None, socket.gethostname()):
             raise RunHeld(
@@ -181,7 +181,8 @@ class RunFolder:
         return self.path.rename(aside)
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether a process of this machine is there."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

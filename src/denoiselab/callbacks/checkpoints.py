@@ -22,7 +22,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Checkpoints(Periodic):
-    """RUN/checkpoints/last.ckpt after every ``every`` steps, the one before it kept as previous.ckpt; best.ckpt when told.
+    """RUN/checkpoints/last.ckpt after every ``every`` steps, the one before kept as previous.ckpt; best.ckpt if told.
 
     Saving happens only after an optimizer step is complete, EMA and all. A signal sets a flag that is acted on there
     (on any rank: the flag is shared), then the run ends with status 128 + signal; a second Ctrl-C ends it at once.

@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train a model, or with -m sweep options; re-issuing a command continues or skips",
     "sample": "draw samples from a run or a checkpoint",
     "evaluate": "measure a run or a checkpoint",
+    "status": "how runs stand: done, running and for how long, failed and why",
     "report": "one page from a run or a folder of runs",
     "encode": "turn the images of a data set into latents",
     "export": "write a run's network for diffusers, or as safetensors",

@@ -1,0 +1,142 @@
+"""How runs stand: done, running and for how long, failed and why. Free of torch, so that it answers at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from denoiselab.report.runs import finite
+from denoiselab.run_folder import alive
+
+TAIL = 65_536
+"""Bytes at the end of metrics.jsonl that are read."""
+
+SILENT = 600.0
+"""Seconds without a word after which a run on another machine is said to be silent."""
+
+
+@dataclass
+class Standing:
+    """How one run stands."""
+
+    name: str
+    state: str
+    """done, running, failed, preempted, died (its process is gone and said nothing), silent, or unknown."""
+    step: int
+    max_steps: int | None
+    loss: float | None
+    rate: float | None
+    """Steps per second of training itself."""
+    left: float | None
+    """Seconds, of a run that goes on."""
+    error: str = ""
+
+    @property
+    def cells(self) -> list[str]:
+        steps = f"{self.step}" if self.max_steps is None else f"{self.step}/{self.max_steps}"
+        loss = "" if self.loss is None else f"{self.loss:.4g}"
+        rate = "" if self.rate is None else f"{self.rate:.3g}"
+        return [self.state, steps, loss, rate, "" if self.left is None else duration(self.left), self.name]
+
+
+HEAD = ["state", "step", "loss", "steps/s", "left", "run"]
+
+
+def standing(run: Path, root: Path) -> Standing:
+    """A run directory's; files that are missing or torn leave gaps."""
+    status, row = _status(run / "status.json"), _newest(run / "metrics.jsonl")
+    state = str(status.get("state") or "unknown")
+    step = int(max(finite(status.get("step")) or 0, row.get("step", 0)))
+    asked = finite(status.get("max_steps"))
+    rate, left = row.get("speed/steps_per_second"), None
+    if state == "running":
+        state = _still(run, status)
+        if rate is None and (seconds := _since(status.get("started"))) and step > (finite(status.get("step")) or 0):
+            rate = (step - (finite(status.get("step")) or 0)) / seconds
+        if state == "running" and rate and asked is not None:
+            left = (asked - step) / rate
+    return Standing(
+        name=run.relative_to(root).as_posix() if run != root else run.resolve().name,
+        state=state,
+        step=step,
+        max_steps=None if asked is None else int(asked),
+        loss=row.get("train/loss"),
+        rate=rate if state == "running" else None,
+        left=left,
+        error=" ".join(str(status.get("error") or "").split()),
+    )
+
+
+def table(found: list[Standing]) -> str:
+    """Rows under a head, the errors of those that failed, and how many are in which state."""
+    rows = [HEAD, *(one.cells for one in found)]
+    widths = [max(len(row[k]) for row in rows) for k in range(len(HEAD))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    for number in range(len(found), 0, -1):
+        if found[number - 1].error:
+            lines.insert(number + 1, f"  {found[number - 1].error}")
+    states = Counter(one.state for one in found)
+    return "\n".join([*lines, ", ".join(f"{count} {state}" for state, count in sorted(states.items()))])
+
+
+def duration(seconds: float) -> str:
+    """In words.
+
+    >>> [duration(s) for s in (42, 90, 7300, 200_000)]
+    ['42 s', '1 min 30 s', '2 h 1 min', '2 d 7 h']
+    """
+    total = max(0, round(seconds))
+    for unit, size, smaller, part in (("d", 86_400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if total >= size:
+            return f"{total // size} {unit} {total % size // part} {smaller}"
+    return f"{total} s"
+
+
+def _still(run: Path, status: dict[str, Any]) -> str:
+    """Whether a run that says it is running is."""
+    if status.get("host") == socket.gethostname():
+        pid = status.get("pid")
+        return "running" if isinstance(pid, int) and alive(pid) else "died"
+    files = [path for path in (run / "metrics.jsonl", run / "status.json") if path.is_file()]
+    return "running" if time.time() - max(path.stat().st_mtime for path in files) < SILENT else "silent"
+
+
+def _since(started: Any) -> float | None:
+    try:
+        return max(time.time() - datetime.fromisoformat(str(started)).timestamp(), 1e-9)
+    except ValueError:
+        return None
+
+
+def _status(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(errors="replace"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _newest(path: Path) -> dict[str, float]:
+    """The newest value of each scalar near the end of a metrics.jsonl."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-min(TAIL, file.seek(0, os.SEEK_END)), os.SEEK_END)
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return {}
+    found: dict[str, float] = {}
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue  # cut at the front, or torn
+        if isinstance(row, dict):
+            found |= {key: number for key, value in row.items() if (number := finite(value)) is not None}
+    return found
