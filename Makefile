@@ -23,7 +23,7 @@ format: .venv/installed
 # The pictures of the documentation, from the demo's run and from the code.
 pictures: demo
 	run=$$(ls -td outputs/digits/*/ | head -1) && mkdir -p docs/pictures && \
-	  cp $$run/pictures/guidance_sweep_00001150.png docs/pictures/guidance_sweep.png && \
+	  cp $$run/diagnostics/guidance_sweep/00001150-*/picture.png docs/pictures/guidance_sweep.png && \
 	  cp $$run/pictures/sample_grid_00001150.png docs/pictures/samples.png
 	$(BIN)/python scripts/draw_architecture.py
 	$(BIN)/python scripts/draw_weightings.py

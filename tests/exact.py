@@ -31,9 +31,18 @@ OPEN = {
 """Options that need another run, and where they are told of it."""
 
 
+ON_FILES = {
+    "torchvision": ["metrics.fd.features.weights"],
+    "torchscript": ["metrics.fd.features.weights", "metrics.fd.features.name"],
+    "lpips": ["metrics.lpips.weights"],
+    "clip_score": ["metrics.clip_score.prompts", "metrics.clip_score.clip.folder"],
+}
+"""Options that need files of others, and where they are told of them; made in test_features and test_lpips_and_clip."""
+
+
 def needing(option: str, run: object) -> list[str]:
     """What must be given beside an option."""
-    return [f"{OPEN[option]}={run}"] if option in OPEN else []
+    return [f"{key}={run}" for key in ([OPEN[option]] if option in OPEN else ON_FILES.get(option, []))]
 
 
 def every(*groups: str) -> Callable[[Any], Any]:

@@ -151,7 +151,7 @@ def test_one_run_two_samplers_train_once_and_evaluate_twice(tmp_path: Path, call
     assert len(list(folder.glob("evaluations/*/evaluation.json"))) == 2
     assert result.stderr.count("training for") == 1
     again = called("train", "-m", *QUICK, "sampler=ddim,heun")
-    assert again.stderr.count("already evaluated") == 2
+    assert again.stderr.count("done and evaluated before") == 2
 
 
 def test_a_failing_job_does_not_stop_the_others(tmp_path: Path, called):

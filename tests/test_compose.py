@@ -16,7 +16,7 @@ from denoiselab.compose import compose, conf_dir, options, plain, read_yaml, swe
 from denoiselab.errors import UserError
 from denoiselab.experiment import Parts, identity, resolve
 from denoiselab.run_folder import digest
-from exact import OPEN, needing, own
+from exact import ON_FILES, OPEN, needing, own
 from networks import NETWORKS, natural_shape
 from test_data_options import FILES
 from test_points import MIXTURES, POINTS
@@ -26,11 +26,13 @@ DATA = {name: ["model=mlp", "metrics=points", *([] if name in MIXTURES else ["~m
 DATA["mlp"] = ["data=8gaussians", "metrics=points"]
 DATA["points"] = ["data=8gaussians", "model=mlp", "metrics=points"]
 ALONE = {group: names for group, names in GROUPS.items() if group not in ("trainer", "logger", "model")}
+DATA["score_field"] = ["data=8gaussians", "model=mlp", "metrics=points"]
 DATA["super_resolution"] = ["data=super_resolution"]
 DATA["reconstruction"] = DATA["reconstruction_digits"] = DATA["autoencoder"] = ["loss=autoencoder"]
 ALONE["data"] = [name for name in GROUPS["data"] if name not in FILES]  # those are made in test_data_options
-ELSEWHERE = {"latents", "latent_digits", "ddpm_cifar10", "adm_imagenet64", "dit_imagenet256"}
-"""Options on files that test_latents and test_recipes write, and compose there."""
+ELSEWHERE = {"latents", "latent_digits", "ddpm_cifar10", "adm_imagenet64", "dit_imagenet256", *ON_FILES}
+ELSEWHERE |= {"inception", "inception_infinity"}
+"""Options on files that test_latents, test_recipes and tests of metrics write, and compose there."""
 ALONE = {group: [name for name in names if name not in ELSEWHERE] for group, names in ALONE.items()}
 
 

@@ -83,7 +83,7 @@ def test_pictures_show_small_bicubic_sample_and_real(folder: Path, run: Run):
     column = tiles(torch.zeros(10, 1, 8, 8), 10)
     with Image.open(next(folder.glob("pictures/sample_grid_*2.png"))) as grid:
         assert grid.size == (90 + column.width, 8 * column.height)  # 12 images: two blocks of four rows
-    assert list(folder.glob("pictures/guidance_sweep_*.png"))
+    assert list(folder.glob("diagnostics/guidance_sweep/*/picture.png"))
     low_res, real = normals(3, 1, 4, 4).tanh(), normals(3, 1, 8, 8, seed=1).tanh()
     samples = normals(6, 1, 8, 8, seed=2).tanh()
     page = np.asarray(enlargements(low_res, samples, real))

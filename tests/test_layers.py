@@ -17,13 +17,15 @@ TRAINING = MEASURING | {"lightning", "rich", "wandb"}
 CONFIGURING = TRAINING | {"hydra", "omegaconf", "yaml"}
 
 LAYERS = {
-    "errors files version trust rows status buffers progress _torchvision __init__ __main__": {"torch"},
+    "errors files version trust rows status launcher buffers progress _torchvision __init__ __main__": {"torch"},
     "schedule target consistency gaussian weighting timesteps denoiser guidance loss models": MATHEMATICS,
     "sampler likelihood": MATHEMATICS | {"torchdiffeq"},
     "exchange": MATHEMATICS | {"safetensors"},
     "rng conditioning curve lr_schedule ema checkpoint summary speed": MATHEMATICS,
     "data": MEASURING | {"datasets", "webdataset", "diffusers"},
-    "metrics pictures diagnostics": MEASURING,
+    "metrics": MEASURING | {"torch_fidelity", "transformers"},
+    "pictures diagnostics scripted lint": MEASURING,
+    "preference": MEASURING | {"jinja2", "markupsafe"},
     "report": {"jinja2", "markupsafe", "pandas", "numpy", "scipy", "matplotlib", "PIL", "yaml"},
     "module sharding callbacks loggers training evaluation inspection encoding run run_folder": TRAINING,
     "compose experiment checks cli": CONFIGURING,
@@ -90,6 +92,7 @@ def test_nothing_in_the_source_can_run_a_file():
                 called = ast.unparse(node.func)
                 keywords = {k.arg: ast.unparse(k.value) for k in node.keywords}
                 assert called not in UNSAFE, f"{path}: {called}"
+                assert called != "torch.jit.load" or path.name == "scripted.py", f"{path}: {called}"
                 assert keywords.get("shell") != "True", f"{path}: shell=True"
                 assert keywords.get("allow_pickle") != "True", f"{path}: allow_pickle=True"
                 if called == "torch.load":

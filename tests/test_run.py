@@ -60,6 +60,20 @@ def test_a_checkpoint_file_alone_is_enough(example_run: Path, run, tmp_path: Pat
     assert torch.equal(denoiselab.load(alone).sample(n=2, steps=2), run.sample(n=2, steps=2))
 
 
+def test_what_watched_a_training_need_not_be_there(example_run: Path, run, tmp_path: Path):
+    """A run whose callbacks, diagnostics and loggers are gone, or somebody else's: loading makes none of them."""
+    content = checkpoint.load(example_run / "checkpoints" / "last.ckpt")
+    text = content["denoiselab"]["config"]
+    assert "denoiselab.callbacks.SampleGrid" in text
+    content["denoiselab"]["config"] = text.replace("denoiselab.callbacks.SampleGrid", "elsewhere.Gone")
+    checkpoint.save(content, tmp_path / "alone.ckpt")
+    assert torch.equal(denoiselab.load(tmp_path / "alone.ckpt").sample(n=2, steps=2), run.sample(n=2, steps=2))
+    content["denoiselab"]["config"] = text.replace("denoiselab.sampler.DDIM", "elsewhere.Gone")
+    checkpoint.save(content, tmp_path / "alone.ckpt")
+    with pytest.raises(UserError, match=r"sampler\._target_='elsewhere\.Gone' is not among the allowed"):
+        denoiselab.load(tmp_path / "alone.ckpt")
+
+
 def test_another_schedule_is_sampled_along_only_where_it_is_named(run, capsys):
     own, other = run.parts_for(sampling()), run.parts_for(sampling("schedule=linear"))
     assert own.schedule is run.schedule

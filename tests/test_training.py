@@ -41,7 +41,9 @@ def test_every_experiment_runs_two_steps(experiment: str, train):
         assert pictures == {"reconstructions"}
         return
     assert {"val/loss", "val/loss_raw"} <= found
-    assert pictures == {"sample_grid", "guidance_sweep"}
+    assert pictures == {"sample_grid"}
+    (sweep,) = folder.glob("diagnostics/guidance_sweep/00000002-*")
+    assert (sweep / "picture.png").is_file()
     assert evaluation["protocol"]["n"] == 20
     assert evaluation["records"][-1]["name"] == "held_out_loss"
 
@@ -204,17 +206,17 @@ def test_nothing_optional_runs_without_callbacks(train):
 
 
 def test_no_evaluation_runs_before_the_first_step_and_cadences_are_kept(train, monkeypatch):
-    from denoiselab.callbacks import GuidanceSweep, LossBuckets, SampleGrid
+    from denoiselab.callbacks import Inspection, LossBuckets, SampleGrid
 
     seen: list[tuple[str, int]] = []
-    for kind in (LossBuckets, SampleGrid, GuidanceSweep):
+    for kind in (LossBuckets, SampleGrid, Inspection):
         monkeypatch.setattr(
             kind, "run", lambda self, trainer, module: seen.append((type(self).__name__, trainer.global_step))
         )
     cadence = ("callbacks.buckets.every=2", "callbacks.sample_grid.every=3", "callbacks.guidance_sweep.every=4")
     train(*SMALL[2:], *STEPS[1:], "metrics=none", "trainer.max_steps=5", *cadence, quick=())
     assert sorted(seen) == [
-        *[("GuidanceSweep", s) for s in (4, 5)],
+        *[("Inspection", s) for s in (4, 5)],
         *[("LossBuckets", s) for s in (2, 4, 5)],
         *[("SampleGrid", s) for s in (3, 5)],
     ]

@@ -43,8 +43,9 @@ def test_everything_but_our_own_classes_is_refused(target, place):
         trust.check(place(target), "file")
 
 
-def test_every_shipped_configuration_passes():
-    """An option of every group at a time, until each was chosen."""
+def test_every_shipped_configuration_passes(monkeypatch):
+    """An option of every group at a time, until each was chosen; one that runs a program is allowed by name."""
+    monkeypatch.setenv(trust.VARIABLE, "denoiselab.scripted.TorchScript")
     groups = options()
     for i in range(max(map(len, groups.values()))):
         chosen = {group: names[i % len(names)] for group, names in groups.items()}

@@ -16,11 +16,12 @@ from denoiselab.version import __version__
 
 if TYPE_CHECKING:
     from denoiselab.experiment import Parts, build
+    from denoiselab.report.ranking import rank
     from denoiselab.run import Run, load
 
 _torchvision.install()
 
-__all__ = ["Parts", "Run", "__version__", "build", "load"]
+__all__ = ["Parts", "Run", "__version__", "build", "load", "rank"]
 
 
 def __getattr__(name: str):
@@ -29,6 +30,8 @@ def __getattr__(name: str):
         from denoiselab import experiment as module
     elif name in ("load", "Run"):
         from denoiselab import run as module
+    elif name == "rank":
+        from denoiselab.report import ranking as module
     else:
         raise AttributeError(f"module 'denoiselab' has no attribute {name!r}")
     return getattr(module, name)

@@ -175,6 +175,14 @@ def check_sampler(parts: Parts, denoiser: Denoiser) -> None:
         raise UserError(f"sampler: {one_line(error)}") from None
 
 
+def check_evaluates(denoiser: torch.nn.Module) -> None:
+    """Raise RuntimeError if any part of a network is in training mode, where dropout and normalisation differ from what
+    is to be measured."""
+    training = [name or "the denoiser" for name, part in denoiser.named_modules() if part.training]
+    if training:
+        raise RuntimeError(f"{training[0]} is in training mode; nothing was made or measured. Call eval() on it")
+
+
 def check_guidance(parts: Parts, make: Any) -> None:
     """A guidance that asks without a condition has a model that knows what that is.
 

@@ -41,12 +41,17 @@ class Drop:
         self.p_null = p_null
 
     def __call__(self, cond: dict[str, Tensor]) -> dict[str, Tensor]:
+        return self.draw(cond)[0]
+
+    def draw(self, cond: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | None]:
+        """The condition, and which samples' was dropped, (B,) on its device; None where none can be."""
         if self.p_null == 0 or not cond:
-            return cond
+            return cond, None
         first = next(iter(cond.values()))
         dropped = torch.rand(len(first), device=first.device) < self.p_null
         nothing = null(cond)
-        return {
+        found = {
             key: torch.where(dropped.view(-1, *[1] * (value.ndim - 1)), nothing[key], value)
             for key, value in cond.items()
         }
+        return found, dropped

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 from torch import Tensor
 
+from denoiselab.checks import check_evaluates
 from denoiselab.data.base import Samples
 from denoiselab.denoiser import Reconstructor, reconstructed
 from denoiselab.errors import NonFiniteLoss, UserError
@@ -49,6 +50,7 @@ def evaluate(run: Run, parts: Parts, rerun: bool = False) -> Path:
     """
     config = parts.config
     n, seed = config["evaluation"]["n"], config["evaluation"]["seed"]
+    check_evaluates(run.denoiser)
     elsewhere = run.elsewhere(parts)
     folder = run.folder / "evaluations" / digest([address(config), run.step, *elsewhere])
     file = folder / "evaluation.json"

@@ -272,9 +272,11 @@ class Parts:
         return made
 
     def callbacks(self, folder: Path) -> dict[str, Any]:
-        """The optional callbacks, and diagnostics among them, in the order of their file."""
+        """The optional callbacks, and diagnostics among them that have something to look at, in the order of their
+        file."""
         nodes = {name: node for name, node in self.config["callbacks"].items() if node}
         made = {name: self.make(f"callbacks.{name}", node, folder=folder) for name, node in nodes.items()}
+        made = {name: one for name, one in made.items() if not (isinstance(one, Diagnostic) and one.idle(self))}
         checks.check_callbacks(self, made)
         return made
 

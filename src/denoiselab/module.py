@@ -145,7 +145,8 @@ class Diffusion(pl.LightningModule):
             torch.get_device_module(self.device).manual_seed(seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        x_0, cond = batch["x_0"], self.drop(batch["cond"])
+        x_0 = batch["x_0"]
+        cond, dropped = self.drop.draw(batch["cond"])
         t, w = self.timesteps(len(x_0), self.schedule, self.place())  # (B,), (B,)
         t = t.to(torch.promote_types(x_0.dtype, torch.float32)).view(-1, *[1] * (x_0.ndim - 1))
         losses, parts = self.loss(self.denoiser, self.schedule, x_0, torch.randn_like(x_0), t, **cond)
@@ -154,7 +155,7 @@ class Diffusion(pl.LightningModule):
         if self.timesteps.learns or self.schedule.learns:
             self.seen.append((parts.get("t", t.flatten()), losses.detach(), parts["mse"]))
         self.micro += 1
-        return {"loss": loss, "t": parts.get("t", t.flatten()), "parts": parts}
+        return {"loss": loss, "t": parts.get("t", t.flatten()), "parts": parts, "dropped": dropped}
 
     def _watch(self, value: Tensor) -> None:
         """Remember, on the device, the first step at which the loss or the gradient was not finite."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from denoiselab import checkpoint, trust
-from denoiselab.checks import check_sampler
+from denoiselab.checks import check_evaluates, check_sampler
 from denoiselab.compose import compose, plain, read_yaml
 from denoiselab.conditioning import NULL
 from denoiselab.curve import Curve
@@ -28,6 +28,9 @@ from denoiselab.run_folder import digest
 
 BATCH = 256
 """Samples per network call; sample i does not depend on it."""
+
+OF_TRAINING = ("callbacks", "diagnostics", "logger")
+"""Groups that a run which is only loaded makes nothing of."""
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -95,6 +98,7 @@ def load(path: str | Path, weights: str = "ema") -> Run:
         content = checkpoint.load(file)
         folder, config = _folder(file), read_yaml(content["denoiselab"]["config"], f"{file} (config)")
     interface = content["denoiselab"]["interface"]
+    config = {group: node for group, node in config.items() if group not in OF_TRAINING}
     trust.check(config, str(file))
     trust.check(interface, str(file))
     return Run.of(Parts(config, interface=interface), content, weights, file, folder)
@@ -115,7 +119,7 @@ def frozen(ckpt: str, weights: str = "ema") -> Denoiser:
 
 def by_content(node: Any) -> Any:
     """A configuration in which the files that it names stand by their sha256, for hashes of what decides a result:
-    another run's checkpoint, a measured curve."""
+    other runs' checkpoints, a measured curve, a network's weights."""
     if isinstance(node, list):
         return [by_content(value) for value in node]
     if not isinstance(node, dict):
@@ -123,9 +127,13 @@ def by_content(node: Any) -> Any:
     found = {key: by_content(value) for key, value in node.items()}
     if node.get("_target_") == "denoiselab.run.frozen":
         found["ckpt"] = checkpoint.sha256(find_checkpoint(node["ckpt"]))
+    if isinstance(node.get("others"), list):
+        found["others"] = [checkpoint.sha256(find_checkpoint(other)) for other in node["others"]]
     if isinstance(node.get("curve"), str):
         curve = Curve.load(node["curve"], node.get("panel", "eps"))
         found["curve"] = digest([curve.t.tolist(), curve.value.tolist()])
+    if isinstance(node.get("weights"), str) and Path(node["weights"]).is_file():
+        found["weights"] = checkpoint.sha256(Path(node["weights"]))
     return found
 
 
@@ -381,6 +389,7 @@ class Run:
             progress: is told how many samples each batch added.
         """
         check_sampler(parts, self.denoiser)
+        check_evaluates(self.denoiser)
         guided, drawn, calls = parts.guidance(self.denoiser), [], 0
         for start in range(0, len(ids), BATCH):
             part = ids[start : start + BATCH]

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -159,13 +159,29 @@ class RunFolder:
         file = self.path / "record.json"
         return json.loads(file.read_text())["git"] if file.is_file() else None
 
-    def status(self, state: str, step: int, max_steps: int, error: str | None = None) -> None:
-        """Write status.json; state is running, done, failed or preempted."""
+    def read_status(self) -> dict[str, Any]:
+        """status.json; empty if there is none, or none that can be read."""
+        try:
+            found = json.loads((self.path / "status.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def status(
+        self, state: str, step: int, max_steps: int, error: str | None = None, evaluated: Sequence[str] = ()
+    ) -> None:
+        """Write status.json; state is running, done, failed or preempted.
+
+        Args:
+            state, step, max_steps, error: how the run stands.
+            evaluated: addresses of the evaluations of this step.
+        """
         content = {
             "state": state,
             "step": step,
             "max_steps": max_steps,
             "error": error,
+            "evaluated": [*evaluated],
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "started": datetime.fromtimestamp(self.started, UTC).isoformat(timespec="seconds"),

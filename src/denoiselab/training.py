@@ -17,7 +17,7 @@ from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from denoiselab import checkpoint
+from denoiselab import checkpoint, lint
 from denoiselab.callbacks import Checkpoints, EarlyStopping, Inspection, ProgressBar, TrainingMetrics
 from denoiselab.checks import check, check_used
 from denoiselab.compose import Composed, to_yaml
@@ -81,6 +81,25 @@ class Job:
         self.folder = RunFolder(Path(config["output_dir"]) / config["name"] / slug(self.identity), self.identity)
         self.rank_zero = rank_zero_only.rank == 0  # Lightning's reading of torchrun's, SLURM's and its own variables
         self._check_batch()
+        case = lint.Case(parts, folder=self.folder.path, identity=self.identity)
+        self.advice = lint.look(case, training=True)
+
+    @property
+    def finished(self) -> bool:
+        """Whether this was trained to its end and evaluated as it asks, going by what the run's folder says."""
+        status = self.folder.read_status()
+        reached = max(status.get("step", 0), status.get("max_steps", 0)) >= self.config["trainer"]["max_steps"]
+        done = status.get("state") == "done" and self.evaluation_address in status.get("evaluated", [])
+        return done and reached and any(self.folder.path.glob("checkpoints/*.ckpt"))
+
+    @property
+    def gpus(self) -> int | None:
+        """How many it asks for; None for its share of all."""
+        trainer = self.config["trainer"]
+        if trainer["accelerator"] == "cpu" or not torch.cuda.is_available():
+            return 0
+        devices = trainer["devices"]
+        return len(devices) if isinstance(devices, list) else devices if isinstance(devices, int) else None
 
     def _check_batch(self) -> None:
         """The global batch must divide evenly, and there must be something to shard over; a bare Trainer knows what
@@ -147,7 +166,10 @@ class Job:
                 text = f"{type(error).__name__}: {' '.join(str(error).split())}"
                 self.folder.status(state, self.step, self.config["trainer"]["max_steps"], text)
                 raise
-            self.folder.status("done", self.step, self.config["trainer"]["max_steps"])
+            before = self.folder.read_status()
+            same = before.get("state") == "done" and before.get("step") == self.step
+            evaluated = {*(before.get("evaluated", []) if same else []), self.evaluation_address}
+            self.folder.status("done", self.step, self.config["trainer"]["max_steps"], evaluated=sorted(evaluated))
         print(self.folder.path, flush=True)  # alone on stdout, for scripts: run=$(denoiselab train ...)
 
     def fit(self) -> None:
@@ -205,7 +227,7 @@ class Job:
         trainer = self.make_trainer(callbacks, loggers)
         # A rank that Lightning starts repeats this job's own options, never a sweep's; and what Lightning leaves in
         # the environment must not make the next job of a sweep wait for ranks that somebody else would start.
-        arguments, sys.argv = sys.argv, [sys.argv[0], "train", *self._own_arguments()]
+        arguments, sys.argv = sys.argv, [sys.argv[0], "train", *self.own_arguments()]
         environment = dict(os.environ)
         try:
             trainer.fit(
@@ -258,7 +280,8 @@ class Job:
             return []
         return [EarlyStopping(parts.data.held_out, saving, options["patience"], options["every"])]
 
-    def _own_arguments(self) -> list[str]:
+    def own_arguments(self) -> list[str]:
+        """Of a command that is this job alone."""
         folder = self.composed.config_dir
         return [*(["--config-dir", str(folder)] if folder else []), *self.composed.overrides]
 

@@ -8,14 +8,13 @@ from denoiselab.callbacks.inspection import Inspection
 from denoiselab.callbacks.metrics import TrainingMetrics
 from denoiselab.callbacks.progress import ProgressBar
 from denoiselab.callbacks.reconstructions import Reconstructions
-from denoiselab.callbacks.samples import GuidanceSweep, SampleGrid
+from denoiselab.callbacks.samples import SampleGrid
 from denoiselab.callbacks.throughput import Throughput
 
 __all__ = [
     "Checkpoints",
     "EarlyStopping",
     "Evaluation",
-    "GuidanceSweep",
     "Inspection",
     "LossBuckets",
     "Periodic",

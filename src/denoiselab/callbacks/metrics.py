@@ -14,7 +14,8 @@ from denoiselab.module import Diffusion
 
 
 class TrainingMetrics(Periodic):
-    """train/loss and train/mse (means since the last row, over ranks), train/grad_norm and train/lr (now).
+    """train/loss and train/mse (means since the last row, over ranks), train/grad_norm and train/lr (now); and
+    train/null_share, the share of samples since the last row whose condition was dropped, where any can be.
 
     Sums are kept on the device; a row costs one read. A loss that is not finite ends the run here, and before every
     checkpoint, so that none is ever saved.
@@ -26,6 +27,8 @@ class TrainingMetrics(Periodic):
     def __init__(self, every: int = 50):
         super().__init__(every)
         self.sums: Tensor | None = None
+        self.nulls: Tensor | None = None
+        """Samples whose condition was dropped, and samples, since the last row."""
         self.latest = float("nan")
         """train/loss of the last row, for the progress bar."""
 
@@ -34,6 +37,10 @@ class TrainingMetrics(Periodic):
         one = torch.stack([outputs["loss"].detach().double(), outputs["parts"]["mse"].mean().double()])
         row = torch.cat([one, one.new_ones(1)])
         self.sums = row if self.sums is None else self.sums.to(row.device) + row
+        dropped = outputs["dropped"]
+        if dropped is not None:
+            row = torch.stack([dropped.sum(), torch.full_like(dropped.sum(), len(dropped))])
+            self.nulls = row if self.nulls is None else self.nulls.to(row.device) + row
         super().on_train_batch_end(trainer, pl_module, *args)
 
     def run(self, trainer: pl.Trainer, module: Diffusion) -> None:
@@ -46,15 +53,18 @@ class TrainingMetrics(Periodic):
             "train/mse": mse / count,
             "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
         }
+        if self.nulls is not None:
+            dropped, samples = trainer.strategy.reduce(self.nulls, reduce_op="sum").tolist()
+            self.nulls, values["train/null_share"] = None, dropped / samples
         if module.gradient_norm is not None:
             values["train/grad_norm"] = float(module.gradient_norm)
         log(trainer, values)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"sums": self.sums}
+        return {"sums": self.sums, "nulls": self.nulls}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.sums = state_dict["sums"]
+        self.sums, self.nulls = state_dict["sums"], state_dict.get("nulls")
 
 
 def stop_if_not_finite(module: Diffusion) -> None:

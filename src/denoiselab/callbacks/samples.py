@@ -13,9 +13,9 @@ from torch import Tensor
 
 from denoiselab.callbacks.base import Evaluation, show
 from denoiselab.data.base import Batch, Data
-from denoiselab.guidance import CFG, DenoiserLike
+from denoiselab.guidance import DenoiserLike
 from denoiselab.module import Diffusion
-from denoiselab.pictures import captioned, enlargements, panels, tiles
+from denoiselab.pictures import enlargements, panels, tiles
 from denoiselab.rng import Noise
 from denoiselab.sampler import Sampler
 
@@ -83,41 +83,3 @@ class SampleGrid(Evaluation):
         cond = {name: value.to(module.device) for name, value in cond.items()}
         noise = Noise(self.seed, ids, self.data.shape, module.device)
         return module.codec.decode(self.sampler(denoiser, module.schedule, noise, **cond)), cond
-
-
-class GuidanceSweep(SampleGrid):
-    """The same noise and condition down the columns, one row per guidance scale; nothing without labels.
-
-    Args:
-        data, sampler, folder: the run's.
-        scales: guidance scales, one row each.
-        n: samples per row.
-        every: optimizer steps between pictures.
-        seed: of the noise.
-    """
-
-    def __init__(
-        self,
-        data: Data,
-        sampler: Sampler,
-        folder: Path,
-        scales: Sequence[float] = (1, 1.5, 2, 3, 5, 7),
-        n: int = 10,
-        every: int = 2000,
-        seed: int = 0,
-    ):
-        super().__init__(data, sampler, lambda denoiser: denoiser, folder, n, every, seed)
-        self.scales = [float(scale) for scale in scales]
-
-    @rank_zero_only
-    def run(self, trainer: pl.Trainer, module: Diffusion) -> None:
-        if not self.data.num_classes:
-            return
-        drawn = [self.draw(module, CFG(module.ema.model, scale), self.ids) for scale in self.scales]
-        captions = [f"scale {scale:g}" for scale in self.scales]
-        if drawn[0][0].ndim == 2:
-            picture = panels([images for images, _ in drawn], captions, drawn[0][1]["label"])
-        else:
-            header = f"same noise and label down each column; step {trainer.global_step}"
-            picture = captioned([tiles(images, len(images)) for images, _ in drawn], captions, header)
-        show(trainer, self.folder, "guidance_sweep", picture)

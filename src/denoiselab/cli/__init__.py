@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "measure a run or a checkpoint",
     "status": "how runs stand: done, running and for how long, failed and why",
     "report": "one page from a run or a folder of runs",
+    "preference": "which of two runs' samples people prefer: a blinded sheet, and its score",
     "encode": "turn the images of a data set into latents",
     "export": "write a run's network for diffusers, or as safetensors",
     "import": "make a run of a network that was trained elsewhere",
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
 def run(arguments: list[str]) -> int:
     """The exit status of a command; errors that carry a status are one line on stderr."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(USAGE.format(commands="\n".join(f"  {name:10}{what}" for name, what in COMMANDS.items())))
+        print(USAGE.format(commands="\n".join(f"  {name:12}{what}" for name, what in COMMANDS.items())))
         return 0 if arguments else 2
     if arguments[0] == "--version":
         print(f"denoiselab {__version__}")

@@ -23,13 +23,15 @@ def main(arguments: list[str]) -> int:
 
 def evaluate_one(overrides: list[str], config_dir: Path | None) -> None:
     """Load the run, then measure it as asked; with the metrics it was trained with, unless others are named."""
+    from denoiselab import lint
     from denoiselab.checks import check_evaluation
     from denoiselab.diagnostics import Subject
     from denoiselab.evaluation import evaluate
     from denoiselab.inspection import inspect_once
     from denoiselab.run import device_of, load
 
-    config = plain(compose("evaluate", [line for line in overrides if not _of_metrics(line)], config_dir))
+    known = [line for line in overrides if not _of_metrics(line) and not line.startswith("metrics=")]
+    config = plain(compose("evaluate", known, config_dir))
     check_evaluation(config)
     device = device_of(config["device"])
     run = load(config["ckpt"], config["evaluation"]["weights"]).to(device)
@@ -41,6 +43,7 @@ def evaluate_one(overrides: list[str], config_dir: Path | None) -> None:
     config = plain(compose("evaluate", [*own, *overrides], config_dir))
     parts = run.parts_for(config)
     diagnostics = parts.diagnostics
+    lint.say(lint.look(lint.Case(parts, trained=run.schedule), training=False))
     if not diagnostics or any(line.startswith("metrics=") for line in overrides):
         evaluate(run, parts, config["rerun"])
     if diagnostics:

@@ -97,6 +97,11 @@ class Diagnostic:
         self.every = every
         self.share = None if budget is None else float(share[1]) / 100
 
+    def idle(self, parts: Parts) -> bool:
+        """Whether models of these parts have nothing for it to look at, so that it is left out from among the
+        callbacks."""
+        return False
+
     def check(self, parts: Parts) -> None:
         """Raise ValueError, in one line, if models of these parts cannot be looked at so."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from denoiselab.denoiser import Denoiser
 from denoiselab.guidance import CFG, DenoiserLike
 from denoiselab.metrics.base import Metric
 from denoiselab.progress import Progress
-from denoiselab.sampler import Sampler
+from denoiselab.sampler import Sampler, State
 from denoiselab.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -118,7 +118,8 @@ class Subject:
         """The evaluation's parts with another way of sampling, for ``draw``.
 
         Args:
-            overrides: as of ``denoiselab sample``, such as "sampler=heun", "sampler.steps=10", "spacing=karras".
+            overrides: of the sampler and its spacing, as of ``denoiselab sample``: "sampler=heun", "sampler.steps=10",
+                "spacing=karras".
             sampler: instead of the evaluation's.
             scale: of classifier-free guidance instead of the evaluation's guidance.
             guidance: instead of the evaluation's.
@@ -126,8 +127,9 @@ class Subject:
         parts = copy.copy(self.parts)
         if overrides:
             config = plain(compose("sample", ["ckpt=none", *overrides], self.config_dir))
-            made = self.run.parts_for({key: config[key] for key in ("sampler", "spacing", "guidance")})
-            parts.sampler, parts.config = made.sampler, {**parts.config, **made.config}
+            chosen = {key: config[key] for key in ("sampler", "spacing")}
+            parts.sampler = self.run.parts_for({**chosen, "guidance": self.parts.config["guidance"]}).sampler
+            parts.config = {**parts.config, **chosen}
         if sampler is not None:
             parts.sampler = sampler
         if scale is not None:
@@ -156,6 +158,27 @@ class Subject:
         cond = self.cond(n) if cond is None else cond
         seed = self.seed if seed is None else seed
         return self.run.draw(parts or self.parts, cond, range(n), seed, self.progress(what, n))
+
+    def walk(
+        self,
+        noise: Callable[[], Tensor],
+        parts: Parts | None = None,
+        cond: dict[str, Tensor] | None = None,
+        tell: Told = lambda done: None,
+    ) -> Iterator[State]:
+        """The states of one batch's walk from a source of noise of one's own, as ``Sampler.walk`` gives them.
+
+        Args:
+            noise: gives every sample's next standard normal (B, ...); the first is where the walk starts.
+            parts: from ``sampling``; None for the evaluation's own.
+            cond: what the samples are asked for, B rows.
+            tell: of ``progress``, is told 1 for each state.
+        """
+        parts = parts or self.parts
+        asked = {name: value.to(self.device) for name, value in (cond or {}).items()}
+        for state in parts.sampler.walk(parts.guidance(self.denoiser), parts.schedule, noise, **asked):
+            yield state
+            tell(1)
 
     def protocol(self, n: int, sampled: bool = True, **more: Any) -> dict[str, Any]:
         """What a finding depends on.

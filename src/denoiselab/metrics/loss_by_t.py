@@ -1,15 +1,17 @@
-"""The squared error as a function of t: sums per bucket, and the held-out measurement at fixed noise."""
+"""The squared error as a function of t: sums per bucket, and measurements at fixed noise."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from denoiselab.data.base import Samples
+from denoiselab.data.base import Batch, Samples
 from denoiselab.denoiser import Denoiser
+from denoiselab.guidance import DenoiserLike
 from denoiselab.loss import Loss
 from denoiselab.rng import generator
 from denoiselab.schedule import Schedule
@@ -92,7 +94,7 @@ def held_out_losses(
     The denoiser and the loss are put in evaluation mode for the time.
     """
     ids = held_out.ids[rank::world]
-    u, eps = _draws(ids.tolist(), tuple(held_out.batch(slice(0, 1))["x_0"].shape[1:]), seed, repeats)
+    u, eps = draws(ids.tolist(), tuple(held_out.batch(slice(0, 1))["x_0"].shape[1:]), seed, repeats)
     sample = torch.arange(len(held_out))[rank::world].repeat_interleave(repeats)
     t = (torch.arange(repeats).repeat(len(ids)) + u.repeat_interleave(repeats)) / repeats
     t = t.clamp_min(schedule.earliest)
@@ -115,7 +117,46 @@ def held_out_losses(
     return found, total
 
 
-def _draws(ids: list[int], shape: tuple[int, ...], seed: int, repeats: int) -> tuple[Tensor, Tensor]:
+@torch.no_grad()
+def errors_by_t(
+    denoiser: DenoiserLike,
+    schedule: Schedule,
+    batch: Batch,
+    *,
+    repeats: int = 10,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    tell: Callable[[int], object] = lambda done: None,
+    at_once: int = 64,
+) -> tuple[Tensor, Tensor]:
+    """t and the mean over a sample's values of (x_0_hat - x_0)^2 there, (n, repeats) each, on the CPU.
+
+    Sample i is seen at t = (j + u_i)/repeats, j = 0..repeats-1, with the noise of ``held_out_losses``, addressed by
+    (seed, i, j). So every ``repeats``-th part of [0, 1] has one time of each sample, and two denoisers can be compared
+    sample by sample.
+
+    Args:
+        denoiser: any callable (x_t, alpha_t, sigma_t, **cond) -> x_0_hat, in evaluation mode.
+        batch: samples with their ids and what the denoiser is told of them.
+        tell: is told how many samples were added.
+        at_once: samples in a call; a multiple of them in rows. The result does not depend on it.
+    """
+    times, errors = [], []
+    for part in torch.arange(len(batch["id"])).split(at_once):
+        x_0 = batch["x_0"][part]
+        u, eps = draws(batch["id"][part].tolist(), tuple(x_0.shape[1:]), seed, repeats)
+        t = ((torch.arange(repeats) + u[:, None]) / repeats).clamp_min(schedule.earliest)  # (n, repeats)
+        x_0, eps = (value.to(device) for value in (x_0.repeat_interleave(repeats, 0), eps))
+        cond = {key: value[part].repeat_interleave(repeats, 0).to(device) for key, value in batch["cond"].items()}
+        alpha_t, sigma_t = schedule(t.to(device).view(-1, *[1] * (x_0.ndim - 1)))
+        x_0_hat = denoiser(alpha_t * x_0 + sigma_t * eps, alpha_t, sigma_t, **cond)
+        times.append(t)
+        errors.append((x_0_hat - x_0).square().flatten(1).mean(1).view(-1, repeats).double().cpu())
+        tell(len(part))
+    return torch.cat(times), torch.cat(errors)
+
+
+def draws(ids: list[int], shape: tuple[int, ...], seed: int, repeats: int) -> tuple[Tensor, Tensor]:
     """u (n,) in [0, 1) and eps (n repeats, ...), each addressed by (seed, id)."""
     u, eps = [], []
     for i in ids:

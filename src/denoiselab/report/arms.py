@@ -7,11 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from denoiselab.report.axes import axes, key, kind, scale_of
+from denoiselab.report.ranking import LOSSES, basis, disagreements, unrankable
 from denoiselab.report.runs import Evaluation, Record, Run, finite
 from denoiselab.report.statistics import mean_ci, number, plain
-
-LOSSES = ("held_out_loss", "val/loss")
-"""Measurements that need no samples, and that depend on what the loss was."""
 
 
 @dataclass
@@ -47,11 +45,13 @@ class Cell:
     basis: list[dict[str, str]]
     """Per seed, what the number depends on beside the arm's axes, as text: numbers compare if these agree."""
     best: bool = False
+    unrankable: str | None = None
+    """Why it has no place in an order, if it has none."""
 
     @property
     def mixed(self) -> list[str]:
         """Parts of the basis that the arm's own seeds disagree on; there is no mean then."""
-        return _disagreements(self.basis)
+        return disagreements(self.basis)
 
     @property
     def mean(self) -> float | None:
@@ -142,12 +142,6 @@ def trained(run: Run) -> dict[str, Any]:
     return {name: value for name, value in run.identity.items() if name != "seed"}
 
 
-def dataset(run: Run) -> Any:
-    """The data that a run learns, however it is batched."""
-    data = run.identity.get("data")
-    return {k: v for k, v in data.items() if k not in ("batch_size", "workers")} if isinstance(data, dict) else data
-
-
 def protocol_facts(protocol: dict[str, Any]) -> dict[str, str]:
     """The parts of a protocol that every number is quoted with."""
     sampler, guidance = protocol.get("sampler"), protocol.get("guidance")
@@ -191,11 +185,13 @@ def rank(cells: list[Cell]) -> str | None:
     means = {cell.mean for cell in cells}
     if len({number(mean) for mean in means}) < 2 or directions == {"none"}:
         return None
-    differing = _disagreements([cell.basis[0] for cell in cells])
+    differing = disagreements([cell.basis[0] for cell in cells])
     if len(directions) > 1:
         differing.append("which direction is better")
     if differing:
         return f"{cells[0].name} is not ranked: arms differ in {', '.join(differing)}."
+    if reason := next((cell.unrankable for cell in cells if cell.unrankable), None):
+        return f"{cells[0].name} is not ranked: {reason}."
     best = min(means) if directions == {"lower"} else max(means)  # type: ignore[type-var]
     for cell in cells:
         cell.best = cell.mean == best
@@ -249,7 +245,8 @@ def _cells(arm: Arm) -> dict[str, Cell]:
                 continue
             found.setdefault(record.name, []).append(record.value)
             cell = cells.setdefault(record.name, Cell(record.name, [], record.better, record.controls, []))
-            cell.basis.append(_basis(run, arm.protocol or {"weights": "ema"}, record))
+            cell.basis.append(basis(run, arm.protocol or {"weights": "ema"}, record))
+            cell.unrankable = cell.unrankable or unrankable(arm.protocol or {}, record)
         for name, values in found.items():
             # Samples of one run vary less than runs do: they count apart only where there is one run.
             varies = arm.seeds == 1 and name not in LOSSES
@@ -259,20 +256,6 @@ def _cells(arm: Arm) -> dict[str, Cell]:
 
 def _last_loss(run: Run) -> Record:
     return Record("val/loss", finite(run.last("val/loss")), "lower", {}, {"loss": run.record.get("loss")}, {})
-
-
-def _basis(run: Run, protocol: dict[str, Any], record: Record) -> dict[str, str]:
-    depends: dict[str, Any] = {"data": dataset(run), "weights": protocol.get("weights"), **record.protocol}
-    if record.name in LOSSES:  # its mean over uniform t runs over the noise levels of the run's own schedule
-        depends |= {"schedule": run.identity.get("schedule"), "weighting": run.record.get("weight")}
-    else:
-        depends |= {name: protocol.get(name) for name in ("n", "label_policy")}
-    return {name: key(value) for name, value in depends.items()}
-
-
-def _disagreements(bases: list[dict[str, str]]) -> list[str]:
-    names = dict.fromkeys(name for basis in bases for name in basis)
-    return [name for name in names if len({basis.get(name) for basis in bases}) > 1]
 
 
 def _name_axes(groups: list[Group], arms: list[Arm]) -> list[str]:

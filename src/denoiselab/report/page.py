@@ -12,9 +12,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from denoiselab.report import figures
-from denoiselab.report.arms import Arm, Group, Table, dataset, protocol_facts
+from denoiselab.report.arms import Arm, Group, Table, protocol_facts
 from denoiselab.report.axes import axes
 from denoiselab.report.pictures import Picture, embed
+from denoiselab.report.ranking import dataset
 from denoiselab.report.runs import Record, Run, finite
 from denoiselab.report.statistics import mean_ci, number, plain
 
