@@ -28,6 +28,7 @@ pictures: demo
 	$(BIN)/python scripts/draw_architecture.py
 	$(BIN)/python scripts/draw_weightings.py
 	$(BIN)/python scripts/draw_points.py
+	scripts/draw_diagnostics.sh
 
 # Training against a bare PyTorch loop, networks and samplers against diffusers, the importance sampler against a loop.
 bench: .venv/installed

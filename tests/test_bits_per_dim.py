@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from denoiselab.diagnostics import Likelihood
-from denoiselab.diagnostics.exact import Exact
 from denoiselab.diagnostics.likelihood import interval
+from denoiselab.diagnostics.optimal import Optimum
 from denoiselab.likelihood import bits_per_dim, ode
 from denoiselab.rng import Noise, generator
 from denoiselab.run import load
@@ -26,7 +26,7 @@ def exact_points(healthy):
     """A healthy run whose network is the data's own denoiser."""
     seen = subject(healthy[0])
     denoiser = seen.run.denoiser
-    exact = Exact(seen.data)
+    exact = Optimum(seen.data)
     denoiser.net = ExactNet(lambda x, a, s, **cond: exact(x, a, s), denoiser.target, denoiser.sigma_data)
     return subject(seen.run)
 

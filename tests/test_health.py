@@ -111,7 +111,7 @@ class TestMismatch:
         """The denoiser is told the level of the walk's next, or previous, state."""
         seen = subject(healthy[0], "sampler.steps=20")
         levels = seen.parts.sampler.levels(seen.schedule)[:-1]
-        exact = Optimum(seen.data, True)
+        exact = Optimum(seen.data)
         assert ScheduleMismatch(n=256).look(_with(seen, exact)).alarms == []
 
         def off(x_t, alpha_t, sigma_t, **cond):

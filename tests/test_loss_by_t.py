@@ -11,11 +11,11 @@ from torch import Tensor
 from denoiselab.diagnostics import LossByT
 from denoiselab.diagnostics.detectors import spike
 from denoiselab.diagnostics.loss_by_t import nan, per_bucket
-from denoiselab.diagnostics.optimal import Optimum, in_panels
+from denoiselab.diagnostics.optimal import in_panels
 from denoiselab.metrics.loss_by_t import errors_by_t
 from denoiselab.run import load
 from denoiselab.schedule import Cosine, Linear, Schedule
-from exact import eight_gaussians, make, normals
+from exact import eight_gaussians, normals
 from healthy import subject
 
 K = (10, 100)
@@ -164,8 +164,6 @@ def test_the_finding_has_the_families_and_the_optimum(healthy):
             assert model > 0.9 * least
     again = LossByT(n=200, repeats=10).look(subject(healthy[0]))
     assert again.table == found.table
-    exact = Optimum(make("data", "8gaussians", n=4000), True)
-    assert exact.labels == 8
 
 
 def test_on_images_there_are_their_families(example_run):

@@ -103,16 +103,16 @@ def test_what_a_label_tells_is_worth_something_and_never_harms(name):
     eps, alpha, sigma = normals(*x_0.shape), torch.full((len(x_0), 1), 0.8).double(), torch.full((len(x_0), 1), 0.6)
     x_t = alpha * x_0 + sigma.double() * eps
 
-    def error(labelled: bool, told: Tensor | None = None) -> float:
-        found = Optimum(data, labelled)(x_t, alpha, sigma.double(), **({} if told is None else {"label": told}))
+    def error(told: Tensor | None = None) -> float:
+        found = Optimum(data)(x_t, alpha, sigma.double(), **({} if told is None else {"label": told}))
         return (found - x_0).square().mean().item()
 
     score = data.score_of(x_t, alpha, sigma.double())
-    assert error(False) == pytest.approx(((x_t + 0.36 * score) / 0.8 - x_0).square().mean().item(), rel=1e-5)
+    assert error() == pytest.approx(((x_t + 0.36 * score) / 0.8 - x_0).square().mean().item(), rel=1e-5)
     if label is not None:
-        assert error(True, torch.full_like(label, -1)) == pytest.approx(error(False), rel=1e-9)
-        assert error(True, label) < error(False)
-        assert error(True, (label + 1) % data.num_classes) > 1.5 * error(True, label)
+        assert error(torch.full_like(label, -1)) == pytest.approx(error(), rel=1e-9)
+        assert error(label) < error()
+        assert error((label + 1) % data.num_classes) > 1.5 * error(label)
 
 
 def _mixture() -> Known:

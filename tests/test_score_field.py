@@ -9,7 +9,7 @@ import torch
 
 from denoiselab.denoiser import Denoiser
 from denoiselab.diagnostics import Finding, ScoreField, Subject
-from denoiselab.diagnostics.exact import Exact
+from denoiselab.diagnostics.optimal import Optimum
 from denoiselab.diagnostics.score_field import angle, relative
 from denoiselab.errors import UserError
 from exact import ExactNet, Mixture, eight_gaussians
@@ -19,7 +19,7 @@ LEVELS = (0.3, 0.6, 1.0)
 """Where runs of three seconds know the score; towards the data they have seen too little without a class."""
 
 
-def knowing(run: Path, exact: Mixture | Exact) -> Subject:
+def knowing(run: Path, exact: Mixture | Optimum) -> Subject:
     seen = subject(run)
     net = ExactNet(exact, seen.run.denoiser.target)
     seen.run.denoiser = Denoiser(net, seen.run.denoiser.target)
@@ -27,7 +27,7 @@ def knowing(run: Path, exact: Mixture | Exact) -> Subject:
 
 
 def test_the_exact_denoiser_is_nowhere_off(healthy: list[Path]):
-    seen = knowing(healthy[0], Exact(subject(healthy[0]).data))
+    seen = knowing(healthy[0], Optimum(subject(healthy[0]).data))
     found = ScoreField(times=(0.05, 0.3, 0.6, 1.0)).look(seen)
     assert max(found.table["angle_deg"]) < 0.01
     assert max(found.table["relative_error"]) < 1e-4
@@ -38,13 +38,13 @@ def test_the_exact_denoiser_is_nowhere_off(healthy: list[Path]):
 
 def test_the_exact_score_is_the_gradient_of_the_log_density(healthy: list[Path]):
     """A second implementation of it, of one mode and of all; data's mean and width are off by a draw."""
-    other, exact = eight_gaussians(), Exact(subject(healthy[0]).data)
+    other, exact = eight_gaussians(), Optimum(subject(healthy[0]).data)
     x_t = torch.randn(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     alpha, sigma = torch.full_like(x_t[:, :1], 0.8), torch.full_like(x_t[:, :1], 0.6)
     for label in (None, 3):
         told = {} if label is None else {"label": torch.full((50,), label)}
         expected = (alpha * other(x_t, alpha, sigma, **told) - x_t) / sigma**2
-        assert relative(exact.score(x_t, alpha, sigma, label), expected) < 0.05
+        assert relative(exact.score(x_t, alpha, sigma, **told), expected) < 0.05
     assert relative(exact(x_t, alpha, sigma), other(x_t, alpha, sigma)) < 0.05
 
 

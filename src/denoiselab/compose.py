@@ -200,7 +200,8 @@ def _check_choice(line: str, override: Any, known: dict[str, list[str]]) -> None
     group, value = override.key_or_group, override.value()
     for choice in value if isinstance(value, list) else [value]:
         if not isinstance(choice, str | int) or str(choice) not in known[group]:
-            raise UserError(f"{line}: {nearest(str(choice), known[group], f'{group} is one of')}")
+            which = f"no option {choice!r} here; " if isinstance(value, list) else ""
+            raise UserError(f"{line}: {which}{nearest(str(choice), known[group], f'{group} is one of')}")
 
 
 def _check_value(line: str, override: Any, base: Any, top: Sequence[str]) -> None:

@@ -26,6 +26,9 @@ SIDE = 56
 COLUMNS, BLOCKS = 10, 4
 """Most small images side by side, and most such blocks, over their enlargements."""
 
+GAP = 10
+"""Pixels between pictures under each other."""
+
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#999933"]
 """Okabe and Ito's palette, distinguishable without colour vision."""
 
@@ -85,11 +88,11 @@ def render(figure: Figure, dpi: int = 130) -> Image.Image:
 def stacked(parts: list[Image.Image]) -> Image.Image:
     """Pictures under each other, each in the middle of a white page."""
     width = max(part.width for part in parts)
-    page = Image.new("RGB", (width, sum(part.height for part in parts)), "white")
+    page = Image.new("RGB", (width, sum(part.height for part in parts) + GAP * (len(parts) - 1)), "white")
     top = 0
     for part in parts:
         page.paste(part, ((width - part.width) // 2, top))
-        top += part.height
+        top += part.height + GAP
     return page
 
 

@@ -87,9 +87,9 @@ class Inspection(Evaluation):
     def _say_left_out(self, trainer: pl.Trainer, why: str, left: float) -> None:
         self.left_out += 1
         log(trainer, {f"diagnostics/{self.name}/left_out": self.left_out})
-        share = 0.0 if self.share is None else self.share
+        percent = f"{100 * (self.share or 0):g}%"
         print(
-            f"{self.name}: left out at step {trainer.global_step}: it {why}, and of its {share:.0%} of the training "
+            f"{self.name}: left out at step {trainer.global_step}: it {why}, and of its {percent} of the training "
             f"time {max(left, 0):.2g} s are left; diagnostics.{self.name}.budget=null sets no limit",
             file=sys.stderr,
             flush=True,

@@ -91,7 +91,7 @@ class Diagnostic:
     def __init__(self, every: int = 2000, budget: str | None = "5%"):
         if every < 1:
             raise ValueError(f"every={every}: need a number of steps >= 1")
-        share = re.fullmatch(r"(\d+(?:\.\d+)?)%", budget or "100%")
+        share = re.fullmatch(r"(\d+(?:\.\d+)?)%", "100%" if budget is None else str(budget))
         if share is None or not 0 < float(share[1]) <= 100:
             raise ValueError(f"budget={budget}: need a share of the training time such as 5%, or null for no limit")
         self.every = every

@@ -140,7 +140,7 @@ class BestTarget(Diagnostic):
         train = subject.real(4000, train=True)
         label = train["cond"].get("label")
         if isinstance(subject.data, Known):
-            return Optimum(subject.data, label is not None)
+            return Optimum(subject.data)
         return Filter(train["x_0"], label, subject.run.parts.num_classes)
 
     def table(self, t: Tensor, errors: dict[str, Tensor], names: list[str]) -> Table:

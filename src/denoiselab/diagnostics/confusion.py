@@ -117,8 +117,8 @@ class Confusion(Diagnostic):
         ]
         for one, share, title in zip(axes, cells, titles, strict=True):
             matrix(one, share, title)
-        axes[0].set_ylabel("class asked for")
-        axes[1].set_ylabel("label")
+        axes[0].set_ylabel("class asked for (% of each row)")
+        axes[1].set_ylabel("label (% of each row)")
         return render(figure)
 
 

@@ -181,11 +181,11 @@ class EmbeddingHealth(Diagnostic):
         for of_x, told, change in zip(*table.values(), strict=True):
             grid[times.index(of_x)][times.index(told)] = math.log10(max(change, 1e-12))
         image = axes[0].imshow(grid, cmap="cividis", origin="lower", extent=(0, 1, 0, 1), aspect="equal")
-        figure.colorbar(image, ax=axes[0], label="log10 of |change of f|² / |f|²")
+        figure.colorbar(image, ax=axes[0], label="log10 of |change of f|² / |f|², of which S is the mean")
         axes[0].set(
             xlabel="t that the network is told",
-            ylabel="t of its input x_t",
-            title=f"what being told another level changes: S = {facts['sensitivity']:.2g}",
+            ylabel="t of its input x_t (white: not compared)",
+            title=f"told another level: S = {facts['sensitivity']:.2g} (alarm below {WEAK:g})",
         )
         axes[0].grid(False)
         if facts["layers"]:

@@ -14,7 +14,7 @@ from denoiselab.pictures import COLOURS, render
 if TYPE_CHECKING:
     from denoiselab.diagnostics.base import Finding
 
-__all__ = ["COLOURS", "DASHES", "GREY", "STYLE", "framed", "render", "sheet"]
+__all__ = ["COLOURS", "DASHES", "GREY", "STYLE", "framed", "render", "scale_of", "sheet"]
 
 GREY = "#8a8a8a"
 """Of controls and closed forms, which are drawn behind what was measured."""
@@ -77,7 +77,7 @@ def depends(protocol: dict[str, Any]) -> list[str]:
     found = [f"n = {protocol['n']:,}"]
     if "sampler" in protocol:
         sampler, guidance = protocol["sampler"], protocol["guidance"]
-        scale = _scale(guidance)
+        scale = scale_of(guidance)
         kind = str(guidance.get("_target_", "none")).rpartition(".")[2]
         named = "guidance scale" if kind == "CFG" else f"{kind} guidance, scale"
         found.append("no guidance" if scale is None else f"{named} {scale if isinstance(scale, str) else f'{scale:g}'}")
@@ -88,11 +88,11 @@ def depends(protocol: dict[str, Any]) -> list[str]:
     return found
 
 
-def _scale(guidance: Any) -> Any:
+def scale_of(guidance: Any) -> Any:
     """A guidance's scale, or that of what it wraps; words where it is swept; None where there is none."""
     if not isinstance(guidance, dict):
         return None
-    return guidance["scale"] if "scale" in guidance else _scale(guidance.get("guidance"))
+    return guidance["scale"] if "scale" in guidance else scale_of(guidance.get("guidance"))
 
 
 def _font() -> str:

@@ -157,16 +157,19 @@ class GuidanceSweep(GuidanceGrid):
         found: dict[float, list[dict[str, float | None]]] = {scale: [] for scale in scales}
         records: dict[str, Measurement] = {}
         kept: list[Tensor] = []
+        tell = subject.progress("guidance scales and repeats", len(scales) * self.repeats)
         for repeat in range(self.repeats):
             seed = mix(subject.seed, "repeat", repeat) if repeat else None
             for scale in scales:
                 samples, _ = subject.draw(n, subject.sampling(scale=scale), cond, seed, f"guidance scale {scale:g}")
                 records = {r.name: r for metric in metrics for r in metric.measure(samples, label, images)}
+                name = self._distance(records)  # refuses a wrong name before the rest is sampled
                 spread = within_class(space.vectors(samples), of_class, real, real_label)
                 values = {name: record.value for name, record in records.items()}
                 found[scale].append({**values, **extremes(samples), **spread._asdict()})
                 if repeat == 0:
                     kept.append(samples[: POINTS if samples.ndim == 2 else self.shown])
+                tell(1)
         table: Table = {"scale": scales, **means([found[scale] for scale in scales], [*records])}
         both = zip(table["spread"], table["narrowest"], strict=True)
         least = [everywhere if narrowest is None else narrowest for everywhere, narrowest in both]
@@ -176,7 +179,6 @@ class GuidanceSweep(GuidanceGrid):
         if samples.ndim == 2:
             tensors["real"] = real[:POINTS].float()
         finding = Finding(table, protocol, tensors=tensors)
-        name = self._distance(records)
         if name is not None:
             curves = [[found[scale][repeat][name] for scale in scales] for repeat in range(self.repeats)]
             best = best_scale(scales, curves)  # pyright: ignore[reportArgumentType]

@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from denoiselab.data.points import Mixture
+from denoiselab.data.points import Known
 from denoiselab.diagnostics.base import Diagnostic, Finding
+from denoiselab.diagnostics.classes import CLASSES, asked, check_classes, recogniser
 from denoiselab.diagnostics.deterministic import AT_ONCE, Denoise, Deterministic
-from denoiselab.diagnostics.exact import CLASSES, Exact, asked, check_classes, recogniser
 from denoiselab.diagnostics.figure import COLOURS, GREY, render, sheet
+from denoiselab.diagnostics.optimal import Optimum
 from denoiselab.diagnostics.subject import Subject
 from denoiselab.metrics.base import Measurement
 from denoiselab.metrics.features import digits_features
@@ -41,7 +42,7 @@ class TimestepInfluence(Diagnostic):
 
     Closed form: for white data of the mean square m the walk multiplies x_t by a known number, so its change is known;
     for a perturbation it is nearly the same at every level. What the model has beyond that curve is due to the data.
-    Where they are a mixture, the exact denoiser is disturbed too.
+    Where their density is known, the exact denoiser is disturbed too.
 
     Table: per kind and level the mean squared change per value with its standard error and that of white data, the
     share of samples whose mode or class changes, and the mean squared change of features over that between two samples.
@@ -84,7 +85,7 @@ class TimestepInfluence(Diagnostic):
         path = Deterministic(subject, self.steps)
         m = subject.real(max(self.n, 1000))["x_0"].double().square().mean().item()
         at = sorted({round(k * (self.steps - 1) / (self.levels - 1)) for k in range(self.levels)})
-        exact = Exact(subject.data) if isinstance(subject.data, Mixture) else None
+        exact = Optimum(subject.data) if isinstance(subject.data, Known) else None
         denoisers = {"model": subject.parts.guidance(subject.denoiser)} | ({"exact": exact} if exact else {})
         cond, shape = subject.cond(self.n), subject.data.shape
         tell = subject.progress("disturbing", len(denoisers) * self.n)

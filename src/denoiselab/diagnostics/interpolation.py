@@ -276,19 +276,24 @@ class Interpolation(Diagnostic):
         table, facts, (norm, far) = finding.table, finding.facts, axes[:2]
         alphas = table["alpha"]
         fine = torch.linspace(0, 1, 101).tolist()
-        norm.plot(fine, [1.0] * 101, color=GREY, linestyle=DASHES[0], label="slerp, many values")
+        norm.plot(fine, [1.0] * 101, color=GREY, linestyle=DASHES[0], label="slerp, in many dimensions")
         norm.plot(fine, [math.hypot(1 - a, a) for a in fine], color=GREY, linestyle=DASHES[1], label="lerp, expected")
         norm.plot(
             alphas, table["norm"], "o-", color=COLOURS[0], markersize=4, label=f"{finding.protocol['mode']}, measured"
         )
-        norm.set(xlabel="alpha", ylabel="root mean square", title="the noise between", ylim=(0, None))
+        norm.set(xlabel="alpha (0, 1: the ends)", ylabel="root mean square", title="the noise between", ylim=(0, None))
         norm.legend()
         middles = [(a + b) / 2 for a, b in itertools.pairwise(alphas)]
         straight = facts["ends_mse"] / facts["unrelated_mse"] / len(middles) ** 2
         far.axhline(1, color=GREY, linestyle=DASHES[0], label="unrelated samples")
         far.axhline(straight, color=GREY, linestyle=DASHES[1], label="on a straight line")
         far.plot(middles, table["adjacent_ratio"][1:], "o-", color=COLOURS[0], markersize=4, label="measured")
-        far.set(xlabel="alpha", ylabel="squared distance / that of unrelated", title="neighbours apart", yscale="log")
+        far.set(
+            xlabel="alpha (0, 1: the ends)",
+            ylabel="squared distance / that of unrelated",
+            title="neighbours apart",
+            yscale="log",
+        )
         far.legend()
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from denoiselab.data.points import Known, Mixture
 from denoiselab.diagnostics.base import Diagnostic, Finding
-from denoiselab.diagnostics.exact import CLASSES, asked, check_classes
+from denoiselab.diagnostics.classes import CLASSES, asked, check_classes
 from denoiselab.diagnostics.figure import COLOURS, DASHES, GREY, render, sheet
 from denoiselab.diagnostics.subject import Subject
 from denoiselab.likelihood import VARIANCES, bits_per_dim, continuous_vlb, ode, vlb

@@ -126,9 +126,8 @@ class LossByT(Diagnostic):
         if subject.run.made_of:
             return {}
         found: dict[str, tuple[DenoiserLike, Batch]] = {}
-        labelled = "label" in real["held_out"]["cond"]
         if isinstance(subject.data, Known):
-            found["exact"] = (Optimum(subject.data, labelled), real["held_out"])
+            found["exact"] = (Optimum(subject.data), real["held_out"])
         if len(subject.data.train) <= self.memorising:
             every = subject.real(self.memorising, train=True)
             told = Memorised(every["x_0"], every["cond"].get("label")).to(subject.device)
@@ -219,7 +218,8 @@ class LossByT(Diagnostic):
             self.draw_panel(axis, finding, panel)
         axes[0].set_title("loss by noise level")
         axes[-1].set_xlabel("t (0 data, 1 noise), in buckets" if self.few(finding) else "t (0 data, 1 noise)")
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncol=3)
+        handles, names = axes[0].get_legend_handles_labels()  # bars come last there
+        figure.legend([handles[-1], *handles[:-1]], [names[-1], *names[:-1]], loc="outside lower center", ncol=3)
         return render(figure)
 
     @staticmethod
@@ -239,7 +239,8 @@ class LossByT(Diagnostic):
         axis.bar(middle, mean, 0.9 * width, color="#bcd9ea", label=label, zorder=1)
         axis.errorbar(middle, mean, error, fmt="none", ecolor=COLOURS[0], capsize=4 if self.few(finding) else 0)
         fine = facts["fine"]
-        axis.plot(fine["t"], nan(fine[panel]), color=COLOURS[0], linewidth=1, label="the same, finer in t")
+        finer = f"held out, {weights} weights, finer in t"
+        axis.plot(fine["t"], nan(fine[panel]), color=COLOURS[0], linewidth=1, label=finer)
         for index, (name, words) in enumerate(CURVES.items()):
             if f"{name}_{panel}" in table and index:
                 style: dict[str, Any] = {"color": COLOURS[(0, 3, 2)[index]], "linestyle": DASHES[index]}

@@ -112,7 +112,7 @@ class ScheduleMismatch(Diagnostic):
     def control(subject: Subject, x_0: Tensor, label: Tensor | None) -> DenoiserLike:
         """The exact denoiser of the data, or of the Gaussian like them."""
         if isinstance(subject.data, Known):
-            return Optimum(subject.data, label is not None)
+            return Optimum(subject.data)
         return Filter(x_0, label, subject.run.parts.num_classes)
 
     @staticmethod

@@ -128,37 +128,40 @@ def binary(alpha_t: Tensor, sigma_t: Tensor, variance: float = 1.0) -> Tensor:
 
 
 class Optimum:
-    """E[x_0 | x_t] of data whose density is known, of one label's where it is told: (x_t + sigma_t^2 score)/alpha_t.
+    """E[x_0 | x_t] = (x_t + sigma_t^2 grad log p(x_t))/alpha_t of points whose density is known (Efron 2011,
+    doi:10.1198/jasa.2011.tm11181): the denoiser that no network can beat. Of all classes together, or of one where a
+    label >= 0 names it.
 
-    A denoiser like any other (Efron 2011, doi:10.1198/jasa.2011.tm11181, for the formula). alpha_t is held at
-    sigma_t/1000, below which x_t says nothing of x_0.
+    A denoiser like any other, but that alpha_t is held at sigma_t/1000, below which x_t says nothing of x_0.
 
     Args:
         data: its components come in as many equal blocks as there are labels, in their order.
-        labelled: whether the model is told the label.
     """
 
-    def __init__(self, data: Known, labelled: bool):
-        self.data, self.labels = data, data.num_classes if labelled else 0
+    def __init__(self, data: Known):
+        self.data = data
+
+    def score(self, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor, label: Tensor | None = None) -> Tensor:
+        """grad log p(x_t), or grad log p(x_t | label), (N, 2); levels (N, 1)."""
+        data, x = self.data, x_t.double()
+        mean, std = data.codec.mean.to(x), data.codec.std
+        alpha, sigma = alpha_t.double(), std * sigma_t.double()
+        found = []
+        for rows in torch.arange(len(x), device=x.device).split(AT_ONCE):
+            log_p, gradient = data.components(std * x[rows] + alpha[rows] * mean, alpha[rows], sigma[rows])
+            if label is not None:
+                asked = label[rows][:, None]
+                block = torch.arange(log_p.shape[1], device=x.device) // (log_p.shape[1] // data.num_classes)
+                log_p = log_p.masked_fill((asked >= 0) & (block != asked), -math.inf)
+            found.append(std * (log_p.softmax(1)[..., None] * gradient).sum(1))
+        return torch.cat(found).to(x_t.dtype)
 
     def __call__(
         self, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor, label: Tensor | None = None, **_: Tensor
     ) -> Tensor:
-        data, x = self.data, x_t.double()
-        mean, std = data.codec.mean.to(x), data.codec.std
-        alpha = torch.maximum(alpha_t.double(), sigma_t.double() / 1e3)
-        y, sigma = std * x + alpha * mean, std * sigma_t.double()
-        found = []
-        for rows in torch.arange(len(x), device=x.device).split(AT_ONCE):
-            log_p, gradient = data.components(y[rows], alpha[rows], sigma[rows])
-            if self.labels and label is not None:
-                block = torch.arange(log_p.shape[1], device=x.device) // (log_p.shape[1] // self.labels)
-                asked = label[rows][:, None]
-                log_p = log_p.masked_fill((asked >= 0) & (block != asked), -math.inf)
-            score = (log_p.softmax(1)[..., None] * gradient).sum(1)
-            point = (y[rows] + sigma[rows] ** 2 * score) / alpha[rows]
-            found.append((point - mean) / std)
-        return torch.cat(found).to(x_t.dtype)
+        x, sigma = x_t.double(), sigma_t.double()
+        alpha = torch.maximum(alpha_t.double(), sigma / 1e3)
+        return ((x + sigma**2 * self.score(x, alpha, sigma, label)) / alpha).to(x_t.dtype)
 
 
 class Memorised:

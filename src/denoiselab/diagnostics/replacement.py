@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from denoiselab.data.points import Mixture
+from denoiselab.data.points import Known
 from denoiselab.diagnostics.base import Diagnostic, Finding
+from denoiselab.diagnostics.classes import CLASSES, asked, check_classes, recogniser
 from denoiselab.diagnostics.deterministic import AT_ONCE, Denoise, Deterministic
-from denoiselab.diagnostics.exact import CLASSES, Exact, asked, check_classes, recogniser
 from denoiselab.diagnostics.figure import COLOURS, GREY, render, sheet
+from denoiselab.diagnostics.optimal import Optimum
 from denoiselab.diagnostics.subject import Subject
 from denoiselab.metrics.base import Measurement
 from denoiselab.metrics.pairs import MOST
@@ -35,7 +36,7 @@ class GroundTruthReplacement(Diagnostic):
     How far the sample then is from the truth says what a perfect model would gain there. Much of it is no finding:
     over a replaced window x_t/alpha_t - x_0 is multiplied by r_end/r_start, r = sigma/alpha, whatever the model, and
     replacing the last estimate alone returns x_0 itself. So that law stands in the figure, and the last step belongs to
-    no window and has a row of its own. Where the data are a mixture, the exact denoiser takes the same walk.
+    no window and has a row of its own. Where the density of the data is known, the exact denoiser takes the same walk, told as much.
 
     Table: per window its times, mean squared error to x_0 per value (in units of what is diffused) with its standard
     error, PSNR of decoded images in dB (at most 100), the share recognised as the truth is (mode or class; see
@@ -75,7 +76,7 @@ class GroundTruthReplacement(Diagnostic):
         batch = subject.real(self.n)
         path = Deterministic(subject, self.steps)
         cuts = [round(k * (self.steps - 1) / self.windows) for k in range(self.windows + 1)]
-        exact = Exact(subject.data) if isinstance(subject.data, Mixture) else None
+        exact = Optimum(subject.data) if isinstance(subject.data, Known) else None
         denoisers = {"model": subject.parts.guidance(subject.denoiser)} | ({"exact": exact} if exact else {})
         tell = subject.progress("replacing", len(denoisers) * len(batch["x_0"]))
         known = recogniser(subject)

@@ -11,10 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from denoiselab.conditioning import null
-from denoiselab.data.points import Known, Mixture
+from denoiselab.data.points import Known
 from denoiselab.diagnostics.base import Diagnostic, Finding
-from denoiselab.diagnostics.exact import Exact, check_classes
-from denoiselab.diagnostics.figure import GREY, render, sheet
+from denoiselab.diagnostics.classes import check_classes
+from denoiselab.diagnostics.figure import GREY, render, scale_of, sheet
+from denoiselab.diagnostics.optimal import Optimum
 from denoiselab.diagnostics.subject import Subject
 from denoiselab.metrics.base import Measurement
 from denoiselab.rng import Noise
@@ -77,7 +78,7 @@ class ScoreField(Diagnostic):
 
     def check(self, parts: Parts) -> None:
         if tuple(parts.shape) != (2,):
-            raise ValueError(f"score_field: draws points in the plane; these data have the shape {tuple(parts.shape)}")
+            raise ValueError(f"draws points in the plane; these data have the shape {tuple(parts.shape)}")
         if self.label is None:
             check_classes(parts, "none")
         elif not 0 <= self.label < parts.num_classes:
@@ -92,16 +93,18 @@ class ScoreField(Diagnostic):
         side = torch.linspace(-REACH, REACH, self.grid, dtype=torch.float64, device=subject.device)
         square = torch.cartesian_prod(side, side)
         denoiser = subject.parts.guidance(subject.denoiser) if self.label is not None else subject.denoiser
-        scale = _scale(subject) if self.label is not None else 1.0
-        data = subject.data
-        exact = Exact(data) if isinstance(data, Known) and (self.label is None or isinstance(data, Mixture)) else None
+        guided = scale_of(subject.parts.config["guidance"]) if self.label is not None else None
+        scale = 1.0 if guided is None else guided
+        exact = Optimum(subject.data) if isinstance(subject.data, Known) else None
         tell = subject.progress("looking at the score", len(self.times))
+
+        def asked(x_t: Tensor) -> dict[str, Tensor]:
+            whole = torch.full_like(x_t[:, 0], self.label or 0, dtype=torch.long)
+            return {} if self.label is None else {"label": whole}
 
         def score(x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
             cond = {key: value[:1].expand(len(x_t), *value.shape[1:]) for key, value in batch["cond"].items()}
-            cond = null({key: value.to(x_t.device) for key, value in cond.items()})
-            if self.label is not None:
-                cond["label"] = torch.full((len(x_t),), self.label, device=x_t.device)
+            cond = null({key: value.to(x_t.device) for key, value in cond.items()}) | asked(x_t)
             return (alpha * denoiser(x_t, alpha, sigma, **cond) - x_t) / sigma**2
 
         table: dict[str, list] = {
@@ -118,7 +121,7 @@ class ScoreField(Diagnostic):
             for name, where in (("grid", points), ("data", noised)):
                 alpha, sigma = (torch.full_like(where[:, :1], level) for level in (alpha_t, sigma_t))
                 found = score(where, alpha, sigma)
-                fields[name] = found, None if exact is None else exact.score(where, alpha, sigma, self.label)
+                fields[name] = found, None if exact is None else exact.score(where, alpha, sigma, **asked(where))
             found, known = fields["grid"]
             white = -points / size**2
             values = [t, alpha_t, sigma_t, None, None, relative(found, white), None]
@@ -201,7 +204,7 @@ class ScoreField(Diagnostic):
                 axis.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
                 axis.grid(visible=False)
             off, error = table["angle_deg"][k], table["relative_error"][k]
-            off = "" if off is None else f"\n{off:.1f}° off, error {error:.2g}"
+            off = "" if off is None else f"\n{off:.1f}° off, relative error {error:.2g}"
             column[0].set_title(f"t = {t:g}{off}")
             if len(rows) == 2:
                 column[1].set_title("exact")
@@ -233,11 +236,3 @@ def angle(found: Tensor, exact: Tensor) -> float:
 def relative(found: Tensor, exact: Tensor) -> float:
     """sqrt(mean |found - exact|^2 / mean |exact|^2)."""
     return ((found - exact).square().mean() / exact.square().mean()).sqrt().item()
-
-
-def _scale(subject: Subject) -> float:
-    """The guidance scale of the evaluation; 1 where there is none."""
-    node = subject.parts.config["guidance"]
-    while "scale" not in node and isinstance(node.get("guidance"), dict):
-        node = node["guidance"]
-    return node.get("scale", 1.0)

@@ -106,11 +106,13 @@ class QualityVersusSteps(Diagnostic):
         ways = {
             (name, steps): subject.sampling(*overrides(name, steps)) for name in self.samplers for steps in self.steps
         }
+        tell = subject.progress("samplers, steps and repeats", len(ways) * self.repeats)
         for repeat in range(self.repeats):
             seed = mix(subject.seed, "repeat", repeat) if repeat else None
             for key, parts in ways.items():
                 samples, calls[key] = subject.draw(n, parts, cond, seed, f"{key[0]}, {key[1]} steps")
                 found.setdefault(key, []).append(self._distance(subject, samples, cond.get("label")))
+                tell(1)
         seconds = seconds_per_sample(subject, ways, min(n, BATCH))
         one = found[next(iter(ways))][0]
         band = floor(one.controls)

@@ -128,7 +128,8 @@ class Trajectories(Diagnostic):
         above = self._points(finding, names) if tensors["real_x_t"].ndim == 3 else self._images(finding, names)
         figure, (std, residual) = sheet(1, 2, 4.4, 2.9)
         done, measured, control = table["walked"], "walk", "real samples, noised"
-        std.plot(done, table["std_expected"], color=GREY, linestyle=DASHES[0], label="sqrt(alpha_t² m + sigma_t²)")
+        expected = "sqrt(alpha_t² E[x_0²] + sigma_t²)"
+        std.plot(done, table["std_expected"], color=GREY, linestyle=DASHES[0], label=expected)
         std.plot(done, table["std"], "o", color=COLOURS[0], markersize=5, label=measured)
         std.set(xlabel="share of the walk done", ylabel="std of x_t", title="the spread of x_t")
         std.set_ylim(0, 1.2 * max(table["std"] + table["std_expected"]))
@@ -139,10 +140,10 @@ class Trajectories(Diagnostic):
             if r is not None
         ]
         if noisy:
-            done, found, expected = zip(*noisy, strict=True)
-            residual.plot(done, expected, color=GREY, linestyle=DASHES[0], label=control)
+            done, found, real = zip(*noisy, strict=True)
+            residual.plot(done, real, color=GREY, linestyle=DASHES[0], label=control)
             residual.plot(done, found, "o", color=COLOURS[0], markersize=5, label=measured)
-            residual.set_ylim(0, 1.2 * max(expected + found))
+            residual.set_ylim(0, 1.2 * max(real + found))
             residual.legend()
         residual.set(
             xlabel="share of the walk done",
