@@ -44,11 +44,14 @@ def test_a_finding_is_kept_and_drawn_again(
         assert record.protocol or record.controls, f"{record.name}: what does it depend on?"
 
 
+def fresh(run: Path, folder: Path) -> Path:
+    """A copy that nothing has looked at."""
+    return Path(shutil.copytree(run, folder / "run", ignore=shutil.ignore_patterns("diagnostics", "evaluations")))
+
+
 def test_the_command_looks_at_what_is_named_and_measures_what_is_named(healthy: list[Path], tmp_path: Path, called):
     """Diagnostics alone measure nothing else; a look that exists is not made again; several are made in turn."""
-    run = tmp_path / "run"
-    shutil.copytree(healthy[0], run)
-    shutil.rmtree(run / "evaluations")
+    run = fresh(healthy[0], tmp_path)
     looks = ("evaluate", f"ckpt={run}", "sampler.steps=2", "evaluation.n=20", "device=cpu")
     first = called(*looks, "diagnostics=[forward,loss_curve]")
     assert first.returncode == 0, first.stderr
@@ -68,6 +71,7 @@ def test_an_overview_is_several(healthy: list[Path]):
 
 MISTAKES = {
     ("diagnostics=frward",): "did you mean forward?",
+    ("diagnostics=[loss_curve,frward]",): "no option 'frward' here; did you mean forward?",
     ("diagnostics=forward", "diagnostics.forward.tims=[1]"): "did you mean times?",
     ("diagnostics=forward", "diagnostics.forward.n=0"): "diagnostics.forward.n=0: need at least 1",
     ("diagnostics=forward", "diagnostics.forward.times=[2]"): "times=[2]: need times in [0, 1]",
@@ -81,8 +85,7 @@ MISTAKES = {
 def test_a_mistake_is_one_line_and_leaves_nothing(
     options: tuple[str, ...], healthy: list[Path], tmp_path: Path, called
 ):
-    run = tmp_path / "run"
-    shutil.copytree(healthy[0], run)
+    run = fresh(healthy[0], tmp_path)
     result = called("evaluate", f"ckpt={run}", *options, "device=cpu", "lint.level=none")
     assert result.returncode == 2
     assert MISTAKES[options] in result.stderr

@@ -78,6 +78,9 @@ def test_the_variance_between_times_and_at_equal_times():
         cv, error = variation(t + 0.3 * z + 1, size)
         assert cv == pytest.approx(math.sqrt(1 / 12 + 0.09) / 1.5, abs=4 * error)
         assert error < 0.02 * cv
+    # two rows whose losses t explains say no more than one
+    both, one = variation(torch.stack([t, t]), 4)[1], variation(torch.stack([t, t.roll(4000)]), 4)[1]
+    assert both == pytest.approx(2**0.5 * one, rel=0.1)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -82,6 +82,8 @@ def test_the_spread_is_within_classes_and_in_any_direction():
     )
     found = within_class(flat, label, real, label)
     assert found.narrowest == pytest.approx(0.2, abs=0.02)
+    black = torch.cat([flat, torch.full((4000, 2), -1.0)], 1), torch.cat([real, torch.full((4000, 2), -1.0)], 1)
+    assert within_class(black[0], label, black[1], label).narrowest == pytest.approx(found.narrowest, rel=1e-6)
     few = within_class(real[:40], label[:40], real, label)
     assert few.narrowest is None
     assert few.spread == pytest.approx(1, abs=0.3)
@@ -194,6 +196,7 @@ def test_small_pieces():
     assert own_scale({"_target_": "denoiselab.guidance.Interval", "low": 0}) is None
     assert floor({"null_mean": 0.0, "null_95": 2.0}) == (-2.0, 2.0)
     assert floor({"floor": 5.0, "floor_std": 0.5}) == (4.0, 6.0)
+    assert floor({"null_mean": 0.1, "null_std": 0.2}) == (pytest.approx(-0.3), pytest.approx(0.5))
     assert floor({"held_out": 1.0}) is None
     table = means([[{"a": 1.0, "b": None}, {"a": 3.0, "b": 1.0}]], ["a"])
     assert table == {"a": [2.0], "a_sd": [pytest.approx(2**0.5)], "b": [None]}

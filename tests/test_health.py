@@ -20,6 +20,9 @@ from denoiselab.schedule import Linear, Schedule
 from exact import make
 from healthy import subject, trained
 
+FOUND = ((2, 1.19, 0.0), (3, 1.25, 0.02))
+"""Steps, slopes and their standard errors."""
+
 
 def told(run, change):
     """The run, its network told another level than that of x_t: ``change(alpha_t, sigma_t)``."""
@@ -105,6 +108,20 @@ class TestMismatch:
             away = (seen.draw(800)[0] - seen.data.centres[label]).square().mean() / seen.data.std**2
             off.append(abs(away.item() - 1))  # the error of the variance about the modes
         assert off[1] > 2 * off[0]
+
+    def test_any_slope_that_is_off_is_seen(self):
+        """One within the limit is no excuse for another, however sure it is."""
+        within, beyond = ({"of": "eps", "tells": True, "state": k, "slope": s, "se": e} for k, s, e in FOUND)
+        (alarm,) = ScheduleMismatch.alarms([within, beyond])
+        assert "1.25 at step 3" in alarm
+        assert ScheduleMismatch.alarms([within]) == []
+
+    def test_fewer_held_out_conditions_than_samples_are_enough(self, healthy):
+        seen = subject(healthy[0], "sampler.steps=5")
+        seen.cond = lambda n: {"label": torch.arange(40) % 8}
+        found = ScheduleMismatch(n=64).look(seen)
+        assert found.protocol["n"] == 40
+        assert found.alarms == []
 
     @pytest.mark.parametrize("by", [-1, 1])
     def test_an_index_that_is_off_by_one_is_seen_on_the_exact_model(self, by, healthy):

@@ -7,7 +7,8 @@ import torch
 
 from denoiselab.diagnostics import Finding, TimestepInfluence
 from denoiselab.diagnostics.deterministic import Deterministic
-from denoiselab.diagnostics.influence import disturbed, gain, size
+from denoiselab.diagnostics.influence import compared, disturbed, gain, size
+from denoiselab.metrics import Features, FrechetDistance
 from exact import White, normals
 from healthy import subject
 
@@ -76,6 +77,25 @@ def test_images_have_classes_and_features(example_run: Path):
     assert {*found.table["walk"]} == {"model"}
     assert all(value is not None and value >= 0 for value in found.table["feature_change"])
     assert all(0 <= value <= 1 for value in found.table["class_changed"])
+
+
+class Brightness(Features):
+    """Of each colour."""
+
+    name, protocol = "brightness", {}  # pyright: ignore[reportAssignmentType]
+
+    def look(self, images: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return images.mean((2, 3)), None
+
+
+def test_features_are_those_of_the_metrics(example_run: Path):
+    """Of photographs too, of which the network for digits says nothing."""
+    seen = subject(example_run, "metrics=none")
+    seen.parts.metrics = {"fd": FrechetDistance(Brightness())}
+    images = normals(16, 3, 8, 8).float()
+    seen.decode = lambda x_0: images + x_0
+    change = compared(seen, torch.zeros(1))(torch.full((1,), 0.5))["feature_change"]
+    assert change == pytest.approx(3 * 0.25 / (2 * images.mean((2, 3)).var(0).sum().item()), rel=1e-5)
 
 
 def test_a_second_look_is_the_same(healthy: list[Path]):

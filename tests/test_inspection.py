@@ -158,6 +158,18 @@ def test_what_it_may_not_spend_at_first_is_kept_for_later(look, clock):
     assert rows(run, "diagnostics/odd/left_out")
 
 
+def test_a_training_does_not_end_because_it_cannot_be_looked_at(look, monkeypatch, capsys):
+    def look_at(self: Looks, subject: Subject) -> Finding:
+        raise UserError("n=8: too few")
+
+    monkeypatch.setattr(Looks, "look", look_at)
+    run = look(budget=None)
+    assert kept(run) == []
+    assert rows(run, "diagnostics/odd/left_out") == [1, 2, 3]
+    assert "odd: left out at step 12: n=8: too few" in capsys.readouterr().err
+    assert json.loads((run / "status.json").read_text())["state"] == "done"
+
+
 @pytest.mark.parametrize("budget", ["0%", "101%", "five", "5"])
 def test_a_budget_is_a_share(budget: str, look):
     with pytest.raises(UserError, match=rf"diagnostics.odd.budget={budget}: need a share"):

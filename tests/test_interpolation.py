@@ -143,6 +143,7 @@ def test_real_pairs_have_one_class_and_are_noised_to_t(healthy: list[Path]):
     own = seen.parts.sampler.spacing(seen.schedule, 20)
     assert torch.equal(times[1:], own[own < 0.42])
     near = EncodedInterpolation(t=0.02, n=6).look(seen)
+    assert [record.protocol["t"] for record in near.records] == [0.02, 0.02]
     gap = near.tensors["samples"][:, [0, -1]].transpose(0, 1) - near.tensors["real"]
     far = EncodedInterpolation(t=0.9, n=6).look(seen)
     assert rms(gap) < 0.1 < rms(far.tensors["samples"][:, [0, -1]].transpose(0, 1) - far.tensors["real"])

@@ -80,6 +80,12 @@ def test_the_control_is_the_exact_denoiser(healthy: list[Path]):
         assert a["agreement"] == pytest.approx(b["agreement"], abs=0.05)
 
 
+def test_an_exact_denoiser_that_is_told_the_class_stays_in_it(healthy: list[Path]):
+    found = GroundTruthReplacement(**SMALL, classes="own").look(subject(healthy[0]))
+    (nothing,) = of(found, "exact", "nothing")
+    assert nothing["agreement"] > 0.95
+
+
 def test_of_white_data_each_sample_is_known(healthy: list[Path]):
     """Every step of the exact walk is a product, and the law takes over in the window."""
     path = Deterministic(subject(healthy[0]), 12)

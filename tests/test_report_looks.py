@@ -23,8 +23,8 @@ def test_a_run_shows_the_newest_look_of_each_way(tmp_path: Path):
     look(run, "mode_map", 1000, "cd34", seed=7)
     look(run, "other", 500)
     page = write_report(tmp_path).read_text()
-    assert page.count('alt="mode map:') == 2
-    assert page.count('alt="other:') == 1
+    assert page.count('alt="Mode map:') == 2
+    assert page.count('alt="Other:') == 1
     assert "step 1000; closeness 0.1250 (floor 0.06250)" in page
     assert "What looks wrong" not in page
 
@@ -39,7 +39,7 @@ def test_what_looks_wrong_stands_above_the_curves_with_its_run(tmp_path: Path):
     for seed in (0, 1):
         assert 0 < page.index(f"mode 3 is missing in seed {seed}") < page.index("Learning curves")
         assert f"mode_map, step 1000, run{seed}" in page
-    assert page.count('alt="mode map:') == 1  # one arm; the first seed's
+    assert page.count('alt="Mode map:') == 1  # one arm; the first seed's
 
 
 def test_findings_are_not_trusted(tmp_path: Path):

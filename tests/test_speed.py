@@ -241,6 +241,7 @@ def test_speed_is_no_part_of_what_a_run_is(graphs):
         (["trainer.strategy=fsbp"], r"trainer\.strategy=fsbp: need one of auto, ddp, .*, fsdp"),
         (["trainer=fsdp", "trainer.devices=1"], r"trainer\.strategy=fsdp: .* need trainer\.devices=2 or more, .*"),
         (["trainer=fsdp", "trainer.precision=16-mixed"], r"trainer\.precision=16-mixed: need one of 32-true, .*"),
+        (["trainer=fsdp", "diagnostics=interference"], r"diagnostics\.interference: takes gradients of a copy .*"),
         (["trainer.compile=maybe"], r"trainer\.compile=maybe: need true or false, .*"),
     ],
 )

@@ -38,6 +38,7 @@ def check(parts: Parts) -> None:
     speed.check(parts.model, config["trainer"])
     for name in ("drop", "denoiser", "loss", "timesteps", "metrics", "diagnostics"):
         getattr(parts, name)
+    check_copies(parts)
     check_timesteps(parts)
     if parts.data.source is not None and not parts.denoiser.generates:
         raise UserError("data: an autoencoder is trained on images, and these are latents already")
@@ -85,6 +86,16 @@ def check_trainer(config: dict[str, Any]) -> None:
     sharded = config["trainer"]["strategy"] == "fsdp"
     _one_of(config, "trainer.precision", SHARDED_PRECISIONS if sharded else PRECISIONS)
     _one_of(config, "trainer.matmul_precision", ("highest", "high", "medium"))
+
+
+def check_copies(parts: Parts) -> None:
+    """Weights that are divided over devices cannot be copied."""
+    for name, diagnostic in parts.diagnostics.items():
+        if diagnostic.copies and parts.config["trainer"]["strategy"] == "fsdp":
+            raise UserError(
+                f"diagnostics.{name}: takes gradients of a copy of the weights, which trainer.strategy=fsdp divides "
+                f"over devices; look at a checkpoint afterwards: denoiselab evaluate ckpt=RUN diagnostics={name}"
+            )
 
 
 def check_evaluation(config: dict[str, Any]) -> None:

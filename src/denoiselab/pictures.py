@@ -66,15 +66,19 @@ def enlargements(low_res: Tensor, samples: Tensor, real: Tensor | None = None) -
     return captioned(rows, captions)
 
 
-def panels(points: list[Tensor], titles: list[str], labels: Tensor | None = None) -> Image.Image:
+def panels(
+    points: list[Tensor], titles: list[str], labels: Tensor | None = None, unit: str = "data units"
+) -> Image.Image:
     """One plane per set of points (N, 2), side by side on common axes."""
     figure = Figure(figsize=(3.2 * len(points), 3.4), layout="constrained")
     every = torch.cat(points)
     reach = float(every.abs().quantile(0.999)) * 1.1 if len(every) else 1.0
     colours = COLOURS[0] if labels is None else [COLOURS[int(k) % len(COLOURS)] for k in labels]
-    for axis, cloud, title in zip(figure.subplots(1, len(points), squeeze=False)[0], points, titles, strict=True):
+    axes = figure.subplots(1, len(points), squeeze=False)[0]
+    for axis, cloud, title in zip(axes, points, titles, strict=True):
         axis.scatter(*cloud.cpu().numpy().T, s=3, c=colours, linewidths=0)
-        axis.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title=title)
+        axis.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title=title, xlabel=f"x ({unit})")
+    axes[0].set_ylabel(f"y ({unit})")
     return render(figure)
 
 

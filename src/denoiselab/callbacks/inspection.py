@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_only
 
 from denoiselab.callbacks.base import Evaluation, log, send, send_table
 from denoiselab.diagnostics.base import Diagnostic
+from denoiselab.errors import UserError
 from denoiselab.inspection import Kept
 from denoiselab.module import Diffusion
 
@@ -25,7 +25,8 @@ class Inspection(Evaluation):
 
     A look may begin when the share of the training time that is left to it covers what the last one took, twice that
     if the last was cut; it is cut short where it takes more than is left. Both are said, and counted as
-    diagnostics/NAME/left_out. What is not spent is kept for later looks.
+    diagnostics/NAME/left_out, and so is what turns out to be impossible to look at: no training ends for that. What is
+    not spent is kept for later looks.
 
     Args:
         name: of the diagnostic.
@@ -43,15 +44,11 @@ class Inspection(Evaluation):
         self.name, self.share, self.inspect = name, diagnostic.share, inspect
         self.spent, self.need, self.left_out = 0.0, 0.0, 0
 
-    @property
-    def state_key(self) -> str:
-        return f"Inspection.{self.name}"
-
     @rank_zero_only
     def run(self, trainer: pl.Trainer, module: Diffusion) -> None:
         left = float("inf") if self.share is None else self.share * module.clock.seconds() - self.spent
         if left < self.need or left <= 0:
-            self._say_left_out(trainer, f"would take about {self.need:.2g} s", left)
+            self._say_left_out(trainer, f"it would take about {self.need:.2g} s, and {self._budget(left)}")
             return
         began = time.perf_counter()
 
@@ -70,7 +67,11 @@ class Inspection(Evaluation):
         except OutOfTime:
             took = time.perf_counter() - began
             self.spent, self.need = self.spent + took, 2 * took
-            self._say_left_out(trainer, f"was cut after {took:.2g} s", left)
+            self._say_left_out(trainer, f"it was cut after {took:.2g} s, and {self._budget(left)}")
+            return
+        except UserError as error:  # training goes on, though it cannot be looked at
+            self.spent += time.perf_counter() - began
+            self._say_left_out(trainer, str(error))
             return
         finally:
             module.train(was_training)
@@ -84,19 +85,14 @@ class Inspection(Evaluation):
         for alarm in kept.finding.alarms:
             print(f"! {self.name}, step {trainer.global_step}: {alarm}", file=sys.stderr, flush=True)
 
-    def _say_left_out(self, trainer: pl.Trainer, why: str, left: float) -> None:
-        self.left_out += 1
-        log(trainer, {f"diagnostics/{self.name}/left_out": self.left_out})
+    def _budget(self, left: float) -> str:
         percent = f"{100 * (self.share or 0):g}%"
-        print(
-            f"{self.name}: left out at step {trainer.global_step}: it {why}, and of its {percent} of the training "
-            f"time {max(left, 0):.2g} s are left; diagnostics.{self.name}.budget=null sets no limit",
-            file=sys.stderr,
-            flush=True,
+        return (
+            f"of its {percent} of the training time {max(left, 0):.2g} s are left; "
+            f"diagnostics.{self.name}.budget=null sets no limit"
         )
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"need": self.need, "left_out": self.left_out}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.need, self.left_out = state_dict["need"], state_dict["left_out"]
+    def _say_left_out(self, trainer: pl.Trainer, why: str) -> None:
+        self.left_out += 1
+        log(trainer, {f"diagnostics/{self.name}/left_out": self.left_out})
+        print(f"{self.name}: left out at step {trainer.global_step}: {why}", file=sys.stderr, flush=True)

@@ -20,7 +20,8 @@ def main(arguments: list[str]) -> int:
     folders = [argument for argument in arguments if not argument.startswith("output=")]
     if len(folders) != 1 or folders[0].startswith("-"):
         raise UserError(
-            f"{' '.join(arguments)}: need one run directory or folder, as in: denoiselab report outputs/digits"
+            f"{' '.join(arguments) or 'nothing named'}: need one run directory or folder, as in: denoiselab report "
+            "outputs/digits"
         )
     from denoiselab.report import write_report
 

@@ -88,6 +88,9 @@ class Diagnostic:
     generates: ClassVar[bool | None] = True
     """Whether the model that it looks at can be sampled (True) or is an autoencoder (False); None for any."""
 
+    copies: ClassVar[bool] = False
+    """Whether it cannot do without a copy of the weights, of which it takes gradients."""
+
     def __init__(self, every: int = 2000, budget: str | None = "5%"):
         if every < 1:
             raise ValueError(f"every={every}: need a number of steps >= 1")

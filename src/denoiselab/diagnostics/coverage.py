@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from matplotlib.axes import Axes
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+from matplotlib.patheffects import withStroke
 from PIL import Image
 from scipy.stats import norm
 from torch import Tensor
@@ -125,8 +126,8 @@ class Coverage(Diagnostic):
         z.set(
             xlabel="cluster of real samples, the largest first",
             ylabel="z of generated − real\n(standard errors)",
-            title=f"{ndb.value:.0%} of the clusters differ at the 5 % level (grey: |z| < 1.96); "
-            f"held out {ndb.controls['held_out']:.0%}, expected of new real samples 5 %",
+            title=f"{ndb.value:.0%} of the clusters differ at the 5% level (grey: |z| < 1.96); "
+            f"held out {ndb.controls['held_out']:.0%}, expected of new real samples 5%",
         )
         if medoids.ndim == 4 and k <= SHOWN:
             z.tick_params(axis="x", bottom=False, labelbottom=False)
@@ -186,8 +187,10 @@ def plane(finding: Finding) -> Image.Image:
     points, cluster, medoids = (finding.tensors[name] for name in ("samples", "cluster", "medoids"))
     figure, (axes,) = sheet(1, 1, 5, 4.6)
     x, y = points[:, :2].T.tolist()
-    axes.scatter(x, y, s=4, c=[COLOURS[int(k) % 7] for k in cluster], linewidths=0)
+    axes.scatter(x, y, s=4, c=[COLOURS[int(k) % len(COLOURS)] for k in cluster], linewidths=0)
     for number, (u, v) in enumerate(medoids[:, :2].tolist()):
-        axes.text(u, v, str(number + 1), ha="center", va="center", fontsize=10, weight="bold")
-    axes.set(xlabel="x", ylabel="y", aspect="equal", title="generated points; numbers stand at the clusters' middles")
+        halo = [withStroke(linewidth=2.5, foreground="white")]
+        axes.text(u, v, str(number + 1), ha="center", va="center", fontsize=10, weight="bold", path_effects=halo)
+    axes.set(xlabel="x (data units)", ylabel="y (data units)", aspect="equal")
+    axes.set_title("generated points; numbers stand at the clusters' middles")
     return render(figure)

@@ -59,6 +59,8 @@ def floor(controls: dict[str, float]) -> tuple[float, float] | None:
     reach on both sides; None where its controls do not tell."""
     if "null_95" in controls:
         middle, reach = controls["null_mean"], controls["null_95"] - controls["null_mean"]
+    elif "null_std" in controls:
+        middle, reach = controls["null_mean"], 2 * controls["null_std"]
     elif "floor" in controls:
         middle, reach = controls["floor"], 2 * controls.get("floor_std", 0.0)
     else:

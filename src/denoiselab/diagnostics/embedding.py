@@ -8,6 +8,7 @@ import math
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from denoiselab.data.base import Batch
 from denoiselab.diagnostics.base import Diagnostic, Finding
@@ -118,7 +119,7 @@ class EmbeddingHealth(Diagnostic):
         """What the network says to x_t while it is told another time."""
         x, cond = inputs(subject, batch, t)
         net = subject.denoiser.net
-        return net(x, c_noise(subject, told.expand(len(x))).to(x.dtype), **cond)
+        return net(x, c_noise(subject, told.expand(len(x))), **cond)
 
     @staticmethod
     def same_network(subject: Subject, t: Tensor) -> Tensor:
@@ -145,7 +146,7 @@ class EmbeddingHealth(Diagnostic):
             levels = (torch.arange(64, dtype=torch.float64) + 0.5) / 64
             x, cond = inputs(subject, {**batch, "x_0": batch["x_0"][:1]}, torch.tensor(0.5).double())
             one = {key: value[:1].repeat_interleave(64, 0) for key, value in cond.items()}
-            net(x[:1].repeat_interleave(64, 0), c_noise(subject, levels).to(x.dtype), **one)
+            net(x[:1].repeat_interleave(64, 0), c_noise(subject, levels), **one)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -157,7 +158,10 @@ class EmbeddingHealth(Diagnostic):
 
     def gradient(self, subject: Subject, batch: Batch) -> float | None:
         """|dL/dW|/|dL/d(all weights)|, W being what reads the level's features, L the mean over levels of the squared
-        error in units of what the network predicts; of a copy. None where there is no W."""
+        error in units of what the network predicts; of a copy. None where there is no W, or where
+        weights are divided over devices."""
+        if isinstance(subject.denoiser.net, FSDPModule):
+            return None
         denoiser = copy.deepcopy(subject.denoiser).requires_grad_(True)
         readers = [p for name, p in denoiser.net.named_parameters() if name.endswith(READS)]
         if not readers:
@@ -181,11 +185,11 @@ class EmbeddingHealth(Diagnostic):
         for of_x, told, change in zip(*table.values(), strict=True):
             grid[times.index(of_x)][times.index(told)] = math.log10(max(change, 1e-12))
         image = axes[0].imshow(grid, cmap="cividis", origin="lower", extent=(0, 1, 0, 1), aspect="equal")
-        figure.colorbar(image, ax=axes[0], label="log10 of |change of f|² / |f|², of which S is the mean")
+        figure.colorbar(image, ax=axes[0], label="log10 of |change of f|² / |f|²")
         axes[0].set(
             xlabel="t that the network is told",
             ylabel="t of its input x_t (white: not compared)",
-            title=f"told another level: S = {facts['sensitivity']:.2g} (alarm below {WEAK:g})",
+            title=f"told another level: mean change S = {facts['sensitivity']:.2g} (alarm below {WEAK:g})",
         )
         axes[0].grid(False)
         if facts["layers"]:
@@ -211,9 +215,10 @@ def inputs(subject: Subject, batch: Batch, t: Tensor) -> tuple[Tensor, dict[str,
 
 
 def c_noise(subject: Subject, t: Tensor) -> Tensor:
-    """log(sigma_t/alpha_t)/4, (B,)."""
+    """log(sigma_t/alpha_t)/4, (B,), as the network gets it."""
     alpha_t, sigma_t = subject.schedule(t.to(subject.device))
-    return (sigma_t / alpha_t).clamp(1 / RATIO, RATIO).log() / 4
+    dtype = next(subject.denoiser.net.parameters()).dtype
+    return ((sigma_t / alpha_t).clamp(1 / RATIO, RATIO).log() / 4).to(torch.promote_types(dtype, torch.float32))
 
 
 def rank(rows: Tensor) -> float:

@@ -6,7 +6,9 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image, ImageDraw, ImageFont
 
 from denoiselab.pictures import COLOURS, render
@@ -14,7 +16,7 @@ from denoiselab.pictures import COLOURS, render
 if TYPE_CHECKING:
     from denoiselab.diagnostics.base import Finding
 
-__all__ = ["COLOURS", "DASHES", "GREY", "STYLE", "framed", "render", "scale_of", "sheet"]
+__all__ = ["COLOURS", "DASHES", "GREY", "STYLE", "framed", "readable", "render", "scale_of", "sheet"]
 
 GREY = "#8a8a8a"
 """Of controls and closed forms, which are drawn behind what was measured."""
@@ -52,6 +54,13 @@ def sheet(
     """
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     return figure, [*figure.subplots(rows, columns, squeeze=False, **options).flat]
+
+
+def readable(axis: Axis) -> None:
+    """Numbers at 1, 2 and 5 of each power of ten on a logarithmic axis; few curves span two of them."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
 
 
 def framed(picture: Image.Image, finding: Finding) -> Image.Image:

@@ -70,7 +70,7 @@ class ForwardNoising(Diagnostic):
         x_t, facts, times = finding.tensors["x_t"], finding.facts, finding.table["t"]
         captions = [f"t = {t:g}" for t in times]
         if x_t.ndim == 3:
-            strip = panels([*x_t], captions)
+            strip = panels([*x_t], captions, unit="diffused units")
         else:
             strip = captioned([tiles(row, len(row)) for row in x_t], captions, "held-out images, noised")
         figure, (levels, log_snr) = sheet(1, 2, 4.2, 2.9)

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from denoiselab.diagnostics.base import Diagnostic, Finding
 from denoiselab.diagnostics.figure import COLOURS, GREY, render, sheet
-from denoiselab.diagnostics.objective import Objective
+from denoiselab.diagnostics.objective import Objective, taught
 from denoiselab.diagnostics.subject import Subject
 from denoiselab.metrics.base import Measurement
 from denoiselab.rng import generator
 from denoiselab.timesteps import Place
+from denoiselab.timesteps.base import nearest_below
 
 RESAMPLES = 1000
 ALTERNATES = -0.5
@@ -37,7 +38,8 @@ class GradientNoise(Diagnostic):
     its variance between times and at equal times, Var E[l|t] and E Var[l|t] (the law of total variance), estimated
     without bias from pairs of samples at the same t; and by the same pairs the share of the variance of log l that t
     explains. Much of what looks like an unstable loss is t. Stratified times remove the part between times, so all this
-    is measured with independent times, of the run's density but never its stratification. What the run's own drawing
+    is measured with independent times, of the run's density but never its stratification; a density that is learned
+    is learned anew, from losses of these weights. What the run's own drawing
     makes of it is asked apart: the losses of 64 successive steps, which must not alternate.
 
     Table: per batch size the coefficient of variation with its standard error, what is left of it without the part
@@ -49,6 +51,8 @@ class GradientNoise(Diagnostic):
             largest batch size.
         repeats: independent gradients of the largest batch, >= 4.
     """
+
+    copies = True
 
     def __init__(
         self,
@@ -71,17 +75,19 @@ class GradientNoise(Diagnostic):
 
     def look(self, subject: Subject) -> Finding:
         objective = Objective(subject)
-        timesteps = copy.deepcopy(subject.run.parts.timesteps)
+        timesteps = copy.deepcopy(subject.run.parts.timesteps).to(subject.device)
         batch = subject.run.parts.config["data"]["batch_size"]
         seen = subject.run.step * batch
         timesteps.advance(seen)
+        taught(timesteps, objective)
         tell = subject.progress("measuring losses and gradients", self.repeats + 2)
 
         def times(n: int, what: str, k: int = 0) -> tuple[Tensor, Tensor]:
             u = torch.rand(n, generator=generator(subject.seed, "independent t", what, k), dtype=torch.float64)
             u = u.to(subject.schedule.device)
             t = timesteps.icdf(u, subject.run.schedule)
-            return t, timesteps.weights(t, subject.run.schedule).cpu()
+            w = timesteps.weights(t, subject.run.schedule).cpu()
+            return t if timesteps.steps is None else nearest_below(t, timesteps.steps), w
 
         t, w = times(self.n // 2, "losses")
         pairs = torch.stack([w * objective.values(t, "losses", k) for k in range(2)])  # (2, n/2), at the same times
@@ -205,8 +211,8 @@ class GradientNoise(Diagnostic):
         )
         title = "|G|² is lost in the noise: more repeats"
         if facts["b_simple"] is not None:
-            high = "∞" if facts["high"] is None else f"{facts['high']:.3g}"
-            title = f"B_simple = {facts['b_simple']:.3g} [{facts['low']:.3g}, {high}]"
+            low, high = facts["low"], "∞" if facts["high"] is None else digits(facts["high"])
+            title = f"B_simple = {digits(facts['b_simple'])} samples [{digits(low)}, {high}]"
         gradient.set(xlabel="1/B", ylabel="mean |g_B|²", title=title, ylim=(0, None))
         losses = finding.tensors["losses"].numpy()
         share = facts["log_share"]
@@ -223,14 +229,20 @@ class GradientNoise(Diagnostic):
         return render(figure)
 
 
+def digits(value: float) -> str:
+    """Three of a number, the rest as zeros."""
+    return f"{float(f'{value:.3g}'):,.10g}"
+
+
 def variation(pairs: Tensor, size: int) -> tuple[float, float]:
     """sqrt(B) times the coefficient of variation of the mean loss of batches of B, of losses (2, n) whose rows are
-    independent samples each; and its standard error."""
+    independent samples each, at the same times in both; and its standard error."""
     means = pairs.view(2, -1, size).mean(2)
     away = (means - pairs.mean(1, keepdim=True)).square()
     variance = (away.sum(1) / (means.shape[1] - 1)).mean()
     cv = (size * variance).sqrt() / pairs.mean()
-    return cv.item(), (cv / 2 * away.std() / away.mean() / math.sqrt(away.numel())).item()
+    each = away.mean(0)  # two rows of the same times are not independent
+    return cv.item(), (cv / 2 * each.std() / each.mean() / math.sqrt(len(each))).item()
 
 
 def split(pairs: Tensor) -> dict:

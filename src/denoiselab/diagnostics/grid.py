@@ -69,4 +69,7 @@ def planes(
         axis.set_ylabel("y (data units)")
     for axis in axes[max(0, len(clouds) - columns) : len(clouds)]:
         axis.set_xlabel("x (data units)")
+    told = ["a colour per class"] * (label is not None) + ["grey: held-out points"] * (real is not None)
+    if told:
+        figure.suptitle("; ".join(told), fontsize=10)
     return render(figure)

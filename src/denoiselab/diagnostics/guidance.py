@@ -172,7 +172,7 @@ class GuidanceSweep(GuidanceGrid):
                 tell(1)
         table: Table = {"scale": scales, **means([found[scale] for scale in scales], [*records])}
         both = zip(table["spread"], table["narrowest"], strict=True)
-        least = [everywhere if narrowest is None else narrowest for everywhere, narrowest in both]
+        least = [everywhere if narrowest is None else min(everywhere, narrowest) for everywhere, narrowest in both]
         table["too_high"] = [value < NARROW for value in least]
         protocol = swept(subject, n, scales, repeats=self.repeats, **space.protocol)
         tensors = shown(torch.stack(kept), cond)
@@ -204,7 +204,9 @@ class GuidanceSweep(GuidanceGrid):
         if self.metric is None:
             return lower[0] if lower else None
         if self.metric not in lower:
-            raise UserError(f"metric={self.metric}: need one of the measurements that are better when lower: {lower}")
+            raise UserError(
+                f"metric={self.metric}: need one of the measurements that are better when lower: {', '.join(lower)}"
+            )
         return self.metric
 
     def draw(self, finding: Finding) -> Image.Image:
@@ -225,7 +227,7 @@ class GuidanceSweep(GuidanceGrid):
             axis.axhspan(*band, color=GREY, alpha=0.35, linewidth=0, label="real data, as many")
         if best["low"] is not None:
             axis.axvspan(
-                best["low"], best["high"], color=COLOURS[1], alpha=0.25, linewidth=0, label="its 95 % interval"
+                best["low"], best["high"], color=COLOURS[1], alpha=0.25, linewidth=0, label="95% interval of the least"
             )
         end = ", at the end of the list" if best["at_end"] else ""
         axis.axvline(best["scale"], color=COLOURS[1], linestyle=DASHES[1], label=f"least at {best['scale']:g}{end}")

@@ -19,7 +19,6 @@ from denoiselab.diagnostics.figure import COLOURS, GREY, render, sheet
 from denoiselab.diagnostics.optimal import Optimum
 from denoiselab.diagnostics.subject import Subject
 from denoiselab.metrics.base import Measurement
-from denoiselab.metrics.features import digits_features
 from denoiselab.metrics.frechet import FrechetDistance
 from denoiselab.rng import Noise
 from denoiselab.sampler import Rung
@@ -45,7 +44,8 @@ class TimestepInfluence(Diagnostic):
     Where their density is known, the exact denoiser is disturbed too.
 
     Table: per kind and level the mean squared change per value with its standard error and that of white data, the
-    share of samples whose mode or class changes, and the mean squared change of features over that between two samples.
+    share of samples whose mode or class changes, and the mean squared change of features, those of the first
+    Frechet distance among the metrics, over that between two samples.
 
     Args:
         levels: how many of the walk's N noisy levels are disturbed, evenly; from 2 to steps.
@@ -88,11 +88,12 @@ class TimestepInfluence(Diagnostic):
         exact = Optimum(subject.data) if isinstance(subject.data, Known) else None
         denoisers = {"model": subject.parts.guidance(subject.denoiser)} | ({"exact": exact} if exact else {})
         cond, shape = subject.cond(self.n), subject.data.shape
-        tell = subject.progress("disturbing", len(denoisers) * self.n)
+        n = len(next(iter(cond.values()))) if cond else self.n
+        tell = subject.progress("disturbing", len(denoisers) * n)
         rows = []
         for walk, denoiser in denoisers.items():
             parts: list[dict[tuple[str, int], Tensor]] = []
-            for index in torch.arange(self.n).split(AT_ONCE):
+            for index in torch.arange(n).split(AT_ONCE):
                 noise = Noise(subject.seed, index.tolist(), shape, subject.device, torch.float64)
                 told = asked({key: value[index] for key, value in cond.items()}, self.classes, subject)
 
@@ -111,13 +112,13 @@ class TimestepInfluence(Diagnostic):
                 if kind == "skip":
                     white = (path.levels[0].sigma * (gain(path, m, 0, k) - gain(path, m, 0, -1))) ** 2
                 row = {"walk": walk, "kind": kind, "t": path.t[k], "sigma_over_alpha": path.levels[k].ratio}
-                row |= {"mse": mse.mean().item(), "mse_se": mse.std().item() / math.sqrt(self.n), "white": white}
+                row |= {"mse": mse.mean().item(), "mse_se": mse.std().item() / math.sqrt(n), "white": white}
                 rows.append(row | same(changed))
         known = recogniser(subject)
         table = {column: [row[column] for row in rows] for column in rows[0]}
         return Finding(
             table=table,
-            protocol=subject.protocol(self.n, **path.protocol(), strength=self.strength, classes=self.classes),
+            protocol=subject.protocol(n, **path.protocol(), strength=self.strength, classes=self.classes),
             records=self.records(rows),
             facts={"recognised": None if known is None else known.what},
         )
@@ -206,19 +207,20 @@ def gain(path: Deterministic, m: float, first: int, skipped: int) -> float:
 def compared(subject: Subject, plain: Tensor) -> Callable[[Tensor], dict[str, float | None]]:
     """What is said of changed samples beside those of the undisturbed walk."""
     known, reference = recogniser(subject), subject.decode(plain)
-    images = len(subject.images.shape) == 3
-    features = images and any(isinstance(metric, FrechetDistance) for metric in subject.metrics.values())
+    metrics = subject.metrics.values() if len(subject.images.shape) == 3 else ()
+    distances = [metric for metric in metrics if isinstance(metric, FrechetDistance)]
+    features = distances[0].features if distances else None
     before = None if known is None else known.of(reference)
-    middle = digits_features(reference) if features else None
+    middle = None if features is None else features(reference)
 
     def compare(changed: Tensor) -> dict[str, float | None]:
         decoded = subject.decode(changed)
         found: dict[str, float | None] = {"class_changed": None, "feature_change": None}
         if known is not None:
             found["class_changed"] = (known.of(decoded) != before).double().mean().item()
-        if middle is not None:
+        if features is not None and middle is not None:
             between = 2 * middle.var(0).sum()  # the mean squared distance of two samples
-            found["feature_change"] = ((digits_features(decoded) - middle).square().sum(1).mean() / between).item()
+            found["feature_change"] = ((features(decoded) - middle).square().sum(1).mean() / between).item()
         return found
 
     return compare

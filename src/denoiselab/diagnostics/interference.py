@@ -46,7 +46,7 @@ class Interference(Diagnostic):
 
     Slots are equal in t, or given, or of equal loss by a curve; they depend on which loss cuts them, and training on
     one slot has another objective than training on all. Intervals are 95% bootstrap intervals over held-out samples and
-    over orders of the data (``seeds``); the cosine's are over groups.
+    over orders of the data (``seeds``), which are too short where orders are few; the cosine's are over groups.
 
     Args:
         slots: K, where they are equal in t or cut by a curve, >= 2.
@@ -59,6 +59,8 @@ class Interference(Diagnostic):
             held in memory.
         lr: learning rate of these steps, > 0; None for the run's.
     """
+
+    copies = True
 
     def __init__(
         self,
@@ -133,7 +135,7 @@ class Interference(Diagnostic):
         return Finding(
             table={column: [row[column] for row in rows] for column in rows[0]},
             protocol=subject.protocol(
-                self.n,
+                before.shape[1],
                 sampled=False,
                 slots=f"{count}, {self.kind}",
                 edges=self.edges,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from denoiselab.denoiser import Outputs
 from denoiselab.diagnostics.base import Diagnostic, Finding, Table
-from denoiselab.diagnostics.figure import COLOURS, DASHES, GREY, render, sheet
+from denoiselab.diagnostics.figure import COLOURS, DASHES, GREY, readable, render, sheet
 from denoiselab.diagnostics.grid import grid
 from denoiselab.diagnostics.subject import Subject
 from denoiselab.metrics.base import Measurement
@@ -294,6 +294,7 @@ class Interpolation(Diagnostic):
             title="neighbours apart",
             yscale="log",
         )
+        readable(far.yaxis)
         far.legend()
 
 

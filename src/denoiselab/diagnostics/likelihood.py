@@ -210,9 +210,9 @@ class Likelihood(Diagnostic):
             means.axhline(0, color=GREY, linestyle="--", label="the data's own density")
             means.legend(loc="upper left")
             means.margins(y=0.25)
-            means.set(ylabel="bits per dimension above the data's", title="mean of held-out samples, 95 %")
+            means.set(ylabel="bits per dimension above the data's", title="mean of held-out samples, 95% intervals")
         else:
-            means.set(ylabel="bits per dimension", title="mean of held-out samples, 95 %")
+            means.set(ylabel="bits per dimension", title="mean of held-out samples, 95% intervals")
         means.set_xlim(-0.5, 2.9)
         means.set_xticks(range(3), [NAMES[record.name.removeprefix("bits_per_dim_")] for record in finding.records])
         levels.plot(finding.facts["log_snr"], finding.facts["bits_by_level"], color=COLOURS[1])

@@ -171,19 +171,22 @@ class LossCurve(Diagnostic):
     def draw(self, finding: Finding) -> Image.Image:
         table, facts = finding.table, finding.facts
         drops = facts["drops"]
-        figure, axes = sheet(1, 2 if drops else 1, 5.2, 3.6)
+        figure, axes = sheet(1, 2 if drops else 1, 5.2 if drops else 6.9, 4.0)
         curve = axes[0]
         curve.plot(table["step"], table["train_loss"], color="#9ecae1", linewidth=0.9, label="training batches, rows")
         curve.plot(table["step"], table["average"], color=COLOURS[0], label="their average")
         limit = [float("nan") if value is None else value for value in table["limit"]]
-        curve.plot(table["step"], limit, color=GREY, linestyle=":", label=f"{SWING:g} robust standard deviations")
+        curve.plot(
+            table["step"], limit, color=GREY, linestyle=":", label=f"swing: {SWING:g} robust standard deviations"
+        )
         for index, name in enumerate(("val/loss", "val/loss_raw")):
             if facts["curves"][name]:
                 points = zip(*facts["curves"][name], strict=True)
                 curve.plot(*points, color=COLOURS[index + 1], linestyle=DASHES[index], marker="o", label=CURVES[name])
         curve.axvline(facts["flat_since"], color=GREY, linewidth=0.8, label=f"flat since step {facts['flat_since']}")
         if facts["zero"] is not None:
-            curve.axhline(facts["zero"], color=GREY, linestyle="--", label="a network that answers 0")
+            zero = f"a network that answers 0: {facts['zero']:.3g}"
+            curve.axhline(facts["zero"], color=GREY, linestyle="--", label=zero)
         shown = [*table["train_loss"], *table["average"]]
         low, high = min(shown), max(shown)
         curve.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
@@ -191,7 +194,7 @@ class LossCurve(Diagnostic):
         if low > 0 and high > 10 * low:
             curve.set_yscale("log")
             curve.set_ylim(0.9 * low, 1.1 * high)
-        curve.legend()
+        curve.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
         if drops:
             self.draw_drops(axes[1], drops)
         return render(figure)
@@ -211,7 +214,7 @@ class LossCurve(Diagnostic):
         axis.axhline(drops["p_null"], color=GREY, label=f"p_null = {drops['p_null']:g}")
         axis.plot(steps, share, color=COLOURS[3], label="realised, up to the step")
         axis.set(xlabel="step", ylabel="share of samples", title="conditions that were dropped")
-        axis.legend()
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
 
 
 class Zero(nn.Module):
@@ -234,7 +237,8 @@ def answers_nothing(subject: Subject) -> float | None:
         return None
     batch = subject.real(512, train=True)
     x_0 = batch["x_0"].to(run.device)
-    t, w = run.parts.timesteps(len(x_0), run.schedule, Place(run.parts.config["seed"], 0, 0, 1, 0, 1))
+    timesteps = copy.deepcopy(run.parts.timesteps).to(run.device)
+    t, w = timesteps(len(x_0), run.schedule, Place(run.parts.config["seed"], 0, 0, 1, 0, 1))
     t = t.to(torch.promote_types(x_0.dtype, torch.float32)).view(-1, *[1] * (x_0.ndim - 1))
     eps = Noise(subject.seed, batch["id"].tolist(), x_0.shape[1:], run.device)()
     denoiser = copy.copy(run.denoiser)

@@ -47,11 +47,11 @@ class ScheduleMismatch(Diagnostic):
     the same noise and an exact denoiser: of the data where their density is known, else of the Gaussian with their
     class means and spectrum (``optimal.Filter``). So what coarse steps do is no alarm.
 
-    Alarms: |x_t|^2 parts from the control's by more than 10% of what is expected, or a slope is off by more than 0.2,
-    each by more than 5 standard errors.
+    Alarms: |x_t|^2 parts from the control's by 5 standard errors more than 10% of what is expected, or a slope is off
+    by more than 0.2 and by more than 5 standard errors.
 
     Args:
-        n: samples, and held-out samples.
+        n: samples, and held-out samples; where samples are made of held-out ones, no more than there are.
     """
 
     def __init__(self, n: int = 512, every: int = 2000, budget: str | None = "5%"):
@@ -61,14 +61,14 @@ class ScheduleMismatch(Diagnostic):
         self.n = n
 
     def look(self, subject: Subject) -> Finding:
-        levels = subject.parts.sampler.levels(subject.schedule)
-        tell = subject.progress("the walk", 2 * self.n + len(levels))
-        cond = subject.cond(self.n)
+        cond, levels = subject.cond(self.n), subject.parts.sampler.levels(subject.schedule)
+        n = len(next(iter(cond.values()))) if cond else self.n
+        tell = subject.progress("the walk", 2 * n + min(LOOKED, len(levels) - 1))
         train = subject.real(4000, train=True)
         label = train["cond"].get("label")
         exact = self.control(subject, train["x_0"], label)
-        walked = self.squares(subject, subject.denoiser, cond, tell)
-        followed = self.squares(subject, exact, cond, tell)
+        walked = self.squares(subject, subject.denoiser, n, cond, tell)
+        followed = self.squares(subject, exact, n, cond, tell)
         mean_square = self.mean_square(train["x_0"], label, cond.get("label"))
         states = walked[1]
         expected = torch.tensor([rung.alpha**2 * mean_square + rung.sigma**2 for rung in states], dtype=torch.float64)
@@ -99,7 +99,7 @@ class ScheduleMismatch(Diagnostic):
         limits = {"alarm": PARTS}
         return Finding(
             table=table,
-            protocol={**subject.protocol(self.n), "guidance": {"_target_": "none"}},
+            protocol={**subject.protocol(n), "guidance": {"_target_": "none"}},
             records=[
                 Measurement("mismatch_square", abs(values["gap"]), "lower", limits),
                 Measurement("mismatch_slope", values["slope"], "lower", {"alarm": OFF}),
@@ -125,11 +125,11 @@ class ScheduleMismatch(Diagnostic):
         return torch.stack([by_class[int(k)] for k in asked if int(k) in by_class]).mean().item()
 
     def squares(
-        self, subject: Subject, denoiser: DenoiserLike, cond: dict[str, Tensor], tell: Told
+        self, subject: Subject, denoiser: DenoiserLike, n: int, cond: dict[str, Tensor], tell: Told
     ) -> tuple[Tensor, list[Rung]]:
-        """mean |x_t|^2 of each sample at each state of the walk, (n, states), and their levels."""
+        """mean |x_t|^2 of each of n samples at each state of the walk, (n, states), and their levels."""
         found, levels = [], []
-        for ids in torch.arange(self.n).split(AT_ONCE):
+        for ids in torch.arange(n).split(AT_ONCE):
             noise = Noise(subject.seed, ids.tolist(), subject.run.parts.shape, subject.device)
             asked = {key: value[ids].to(subject.device) for key, value in cond.items()}
             states = [
@@ -172,7 +172,7 @@ class ScheduleMismatch(Diagnostic):
         found = []
         for what in ("eps", "x_0"):
             told = [s for s in slopes if s["of"] == what and s["tells"]]
-            worst = max(told, key=lambda s: abs(s["slope"] - 1) - ERRORS * s["se"], default=None)
+            worst = max(told, key=lambda s: abs(s["slope"] - 1) / max(OFF, ERRORS * s["se"]), default=None)
             if worst is not None and not abs(worst["slope"] - 1) <= max(OFF, ERRORS * worst["se"]):
                 found.append(
                     f"{what} over its estimate is {worst['slope']:.2f} at step {worst['state']} (alarm beyond "
@@ -193,15 +193,16 @@ class ScheduleMismatch(Diagnostic):
         squares.set(xlabel="state of the walk (0: noise)", ylabel="mean of x_t² per value", title="the size of x_t")
         squares.set_ylim(bottom=0)
         squares.legend()
-        slopes.axhspan(1 - OFF, 1 + OFF, color=GREY, alpha=0.15)
+        slopes.axhspan(1 - OFF, 1 + OFF, color=GREY, alpha=0.15, linewidth=0, label=f"no alarm within {OFF:g}")
         slopes.axhline(1, color=GREY, label="conditional means: 1")
         for what, colour, marker in (("eps", COLOURS[1], "o"), ("x_0", COLOURS[2], "s")):
             told = [s for s in facts["slopes"] if s["of"] == what and s["tells"]]
             where, values = [s["state"] for s in told], [s["slope"] for s in told]
             style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 3.5, "capsize": 2, "linewidth": 1}
             slopes.errorbar(where, values, [2 * s["se"] for s in told], label=f"{what} over its estimate", **style)
-        slopes.set(xlabel="level of the walk", ylabel="slope, no unit", title="real samples noised to these levels")
-        slopes.legend()
+        slopes.set(xlabel="level of the walk (0: noise)", ylabel="slope, no unit")
+        slopes.set_title("real samples noised to these levels")
+        slopes.legend(loc="lower left", ncols=2)
         return render(figure)
 
 

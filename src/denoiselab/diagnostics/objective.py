@@ -10,6 +10,7 @@ from torch import Tensor
 
 from denoiselab.conditioning import Drop
 from denoiselab.rng import mix
+from denoiselab.timesteps import Importance, Timesteps
 
 if TYPE_CHECKING:
     from denoiselab.diagnostics.subject import Subject
@@ -68,3 +69,14 @@ class Objective:
 
     def _moved(self, value: Tensor) -> Tensor:
         return value.to(self.device)
+
+
+def taught(timesteps: Timesteps, objective: Objective) -> None:
+    """Let a way that learns see losses until each of its cells has as many as it keeps."""
+    if not isinstance(timesteps, Importance):
+        return
+    cells, rounds = timesteps.losses.shape
+    for k in range(rounds):
+        t = (torch.arange(cells, dtype=torch.float64) + 0.5) / cells
+        losses = objective.values(t, "taught", k).to(objective.device, torch.float32)
+        timesteps.update(t.to(objective.device), losses)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from denoiselab.data.base import some
 from denoiselab.diagnostics.base import Finding
-from denoiselab.diagnostics.figure import COLOURS, DASHES, GREY
+from denoiselab.diagnostics.figure import COLOURS, DASHES, GREY, readable
 from denoiselab.diagnostics.interpolation import Between, Interpolation, Way, asks_for_noise, lerp, mse, strangers
 from denoiselab.diagnostics.subject import Subject
 from denoiselab.errors import UserError
@@ -134,7 +134,8 @@ class EncodedInterpolation(RealPairs):
 
     def look(self, subject: Subject) -> Finding:
         found = super().look(subject)
-        found.protocol["t"] = self.t
+        for about in (found.protocol, *(record.protocol for record in found.records)):
+            about["t"] = self.t
         return found
 
     def header(self, finding: Finding) -> str:
@@ -221,7 +222,8 @@ class InvertedInterpolation(RealPairs):
         )
         lost.set_xticks(steps, [f"{count}" for count in steps])
         lost.minorticks_off()
-        lost.legend()
+        readable(lost.yaxis)
+        lost.legend(loc="upper right", bbox_to_anchor=(1, 0.88))
 
 
 def encoded(subject: Subject, sampler: Sampler, x_0: Tensor, cond: dict[str, Tensor]) -> Tensor:

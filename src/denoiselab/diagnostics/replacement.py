@@ -36,7 +36,8 @@ class GroundTruthReplacement(Diagnostic):
     How far the sample then is from the truth says what a perfect model would gain there. Much of it is no finding:
     over a replaced window x_t/alpha_t - x_0 is multiplied by r_end/r_start, r = sigma/alpha, whatever the model, and
     replacing the last estimate alone returns x_0 itself. So that law stands in the figure, and the last step belongs to
-    no window and has a row of its own. Where the density of the data is known, the exact denoiser takes the same walk, told as much.
+    no window and has a row of its own. Where the density of the data is known, the exact denoiser takes the same
+    walk and is told as much.
 
     Table: per window its times, mean squared error to x_0 per value (in units of what is diffused) with its standard
     error, PSNR of decoded images in dB (at most 100), the share recognised as the truth is (mode or class; see
@@ -178,7 +179,13 @@ class GroundTruthReplacement(Diagnostic):
         styles: dict[tuple[str, str], dict[str, Any]] = {
             ("model", ESTIMATE): {"color": COLOURS[0], "marker": "o", "label": "estimate := x_0"},
             ("model", RESET): {"color": COLOURS[1], "marker": "s", "linestyle": "--", "label": "x_t := its true value"},
-            ("exact", ESTIMATE): {"color": GREY, "marker": "o", "label": "exact denoiser, estimate := x_0"},
+            ("exact", ESTIMATE): {
+                "color": GREY,
+                "linewidth": 4,
+                "alpha": 0.6,
+                "zorder": 1,
+                "label": "exact denoiser, estimate := x_0",
+            },
         }
         for axis, column in zip(axes, ("mse", "agreement") if what else ("mse",), strict=False):
             for key, style in styles.items():

@@ -15,7 +15,7 @@ from PIL import Image
 from denoiselab.compose import compose, options, plain
 from denoiselab.diagnostics.base import Diagnostic, Finding, Table
 from denoiselab.diagnostics.elbow import floor
-from denoiselab.diagnostics.figure import COLOURS, DASHES, GREY, render, sheet
+from denoiselab.diagnostics.figure import COLOURS, DASHES, GREY, readable, render, sheet
 from denoiselab.diagnostics.subject import Subject
 from denoiselab.errors import UserError
 from denoiselab.metrics.base import Measurement
@@ -51,7 +51,8 @@ class QualityVersusSteps(Diagnostic):
     equal calls, of which it makes 2 N - 1. Distances of a few hundred points are mostly noise: take thousands.
 
     Table, a row per sampler and number of steps: ``calls`` of a sample, the distance's mean over repeats, its standard
-    deviation and ``reached``, whether the mean is at most the null's 95 % quantile or the floor; ``ms_per_sample``,
+    deviation and ``reached``, whether the mean is within what real data show, at most the null's 95 %
+    quantile, or two standard deviations above the floor; ``ms_per_sample``,
     the median wall-clock time of 5 walks of 64 samples after a warm-up, decoding aside, the device waited for; and
     ``ms_per_call``, which is one number where the network is what costs.
 
@@ -171,7 +172,9 @@ class QualityVersusSteps(Diagnostic):
                     else f": like real data from {first} steps"
                 )
                 self._line(axis, table, rows, over, name, k, f"{sampler}{reached}")
-            axis.set(xscale="log", xlabel=text, ylabel=name, title=f"at equal {over}")
+            repeated = any(value is not None for value in table[f"{name}_sd"])
+            unit = f"{name}, ± sd over repeats" if repeated else name
+            axis.set(xscale="log", xlabel=text, ylabel=unit, title=f"at equal {over}")
             scale(axis, table[name], facts["band"])
             ticks(axis, table[over])
         for k, sampler in enumerate(dict.fromkeys(table["sampler"])):
@@ -179,13 +182,14 @@ class QualityVersusSteps(Diagnostic):
             self._line(axes[2], table, rows, "calls", "ms_per_sample", k, sampler)
         per_call = statistics.median(table["ms_per_call"])
         reach = [min(table["calls"]), max(table["calls"])]
-        axes[2].plot(reach, [per_call * count for count in reach], color=GREY, label=f"{per_call:.3g} ms a call")
+        law = axes[2].plot(reach, [per_call * count for count in reach], color=GREY, label=f"{per_call:.3g} ms a call")
         axes[2].set(
             xscale="log", yscale="log", xlabel="network calls of a sample", ylabel="ms per sample", title="time"
         )
         ticks(axes[2], table["calls"])
-        for axis in axes[1:]:
-            axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2))
+        readable(axes[2].yaxis)
+        handles, _ = axes[1].get_legend_handles_labels()
+        figure.legend(handles=[*handles, *law], loc="outside lower center", ncols=2)
         return render(figure)
 
     def _line(self, axis: Axes, table: Table, rows: list[int], x: str, y: str, k: int, label: str) -> None:

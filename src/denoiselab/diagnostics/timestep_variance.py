@@ -17,12 +17,12 @@ from denoiselab.compose import compose, plain
 from denoiselab.diagnostics.base import Diagnostic, Finding
 from denoiselab.diagnostics.figure import COLOURS, GREY, render, sheet
 from denoiselab.diagnostics.gradient_noise import split
-from denoiselab.diagnostics.objective import Objective
+from denoiselab.diagnostics.objective import Objective, taught
 from denoiselab.diagnostics.subject import Subject
 from denoiselab.metrics.base import Measurement
 from denoiselab.rng import generator
 from denoiselab.schedule import Schedule
-from denoiselab.timesteps import Importance, Place, Timesteps
+from denoiselab.timesteps import Place, Timesteps
 
 if TYPE_CHECKING:
     from denoiselab.experiment import Parts
@@ -56,6 +56,8 @@ class TimestepVariance(Diagnostic):
         gradients: batches whose gradient is taken, even, >= 8.
         losses: batches whose loss alone is, >= 16.
     """
+
+    copies = True
 
     def __init__(
         self,
@@ -187,7 +189,8 @@ class TimestepVariance(Diagnostic):
                 [row[f"{what}_ratio_high"] - row[f"{what}_ratio"] for row in rows],
             ]
             axis.barh(at, values, color=COLOURS[0], alpha=0.75)
-            axis.errorbar(values, at, xerr=error, fmt="none", ecolor="black", capsize=3)
+            label = "95% interval" if what == "loss" else None
+            axis.errorbar(values, at, xerr=error, fmt="none", ecolor="black", capsize=3, label=label)
             axis.axvline(1, color=GREY, linewidth=1)
             axis.set(xlabel=f"{unit}, over that of {names[0]}", title=f"variance of a batch's {what}")
         floor = finding.facts["floor"] / rows[0]["loss_variance"]
@@ -200,7 +203,7 @@ class TimestepVariance(Diagnostic):
         axes[0].invert_yaxis()
         shown = [axis.get_legend_handles_labels() for axis in axes[1:]]
         handles, labels = ([*a, *b] for a, b in zip(*shown, strict=True))
-        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+        figure.legend(handles, labels, loc="outside lower center", ncols=4)
         size = finding.protocol["batch_size"]
         other = "; *: another mean loss, so another objective" if any(table["other_objective"]) else ""
         figure.suptitle(f"Drawing t, at batches of {size} of the same samples and noise{other}")
@@ -229,17 +232,6 @@ def made(option: str, parts: Parts, schedule: Schedule, config_dir: Path | None 
     mine.schedule = schedule
     checks.check_timesteps(mine)
     return mine.timesteps
-
-
-def taught(timesteps: Timesteps, objective: Objective) -> None:
-    """Let a way that learns see losses until each of its cells has as many as it keeps."""
-    if not isinstance(timesteps, Importance):
-        return
-    cells, rounds = timesteps.losses.shape
-    for k in range(rounds):
-        t = (torch.arange(cells, dtype=torch.float64) + 0.5) / cells
-        losses = objective.values(t, "taught", k).to(objective.device, torch.float32)
-        timesteps.update(t.to(objective.device), losses)
 
 
 def timed(timesteps: Timesteps, objective: Objective, n: int) -> dict[str, float]:

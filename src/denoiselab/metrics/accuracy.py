@@ -151,11 +151,6 @@ def recogniser(data: Data) -> Recogniser:
     return Recogniser(data)
 
 
-def classifier(data: Data) -> SVC:
-    """The support vector machine fitted on the training digits."""
-    return recogniser(data).machine
-
-
 def counted(label: Tensor, recognised: Tensor, classes: int) -> Tensor:
     """Counts (K, K), row the label, column recognised."""
     return (classes * label + recognised).bincount(minlength=classes**2).view(classes, -1)

@@ -56,7 +56,8 @@ class InceptionScore(Metric):
 
 
 def inception_scores(logits: Tensor) -> Tensor:
-    """Of 10 parts of logits (N, K) in a random order that is always the same, (10,)."""
+    """Of 10 parts of logits (N, K) in a random order that is always the same, (10,); of fewer where N < 91 leaves some
+    empty."""
     order = torch.randperm(len(logits), generator=generator(0, "inception-score", len(logits)))
     found = []
     for part in logits[order].chunk(SPLITS):

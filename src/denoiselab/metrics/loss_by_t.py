@@ -91,22 +91,18 @@ def held_out_losses(
 
     Sample i is seen ``repeats`` times, at t = (j + u_i)/repeats and with noise addressed by (seed, i, j), so the
     result depends on neither batch size nor ranks. Ranks take every world-th sample; none is repeated to fill up.
-    The denoiser and the loss are put in evaluation mode for the time.
+    The denoiser and the loss are put in evaluation mode for the time. A call of the denoiser has at most ``batch``
+    rows, but ``repeats`` at least.
     """
-    ids = held_out.ids[rank::world]
-    u, eps = draws(ids.tolist(), tuple(held_out.batch(slice(0, 1))["x_0"].shape[1:]), seed, repeats)
-    sample = torch.arange(len(held_out))[rank::world].repeat_interleave(repeats)
-    t = (torch.arange(repeats).repeat(len(ids)) + u.repeat_interleave(repeats)) / repeats
-    t = t.clamp_min(schedule.earliest)
+    own = torch.arange(len(held_out))[rank::world]
     found, total = Buckets(buckets), torch.zeros(2, dtype=torch.float64, device=device)
     modes = {module: module.training for module in (denoiser, loss)}
     for module in modes:
         module.eval()
     try:
-        for part in torch.arange(len(sample)).split(batch) if len(sample) else ():
-            rows = held_out.batch(sample[part])
-            x_0, times, noise = (v.to(device) for v in (rows["x_0"], t[part], eps[part]))
-            cond = {key: value.to(device) for key, value in rows["cond"].items()}
+        for part in own.split(max(1, batch // repeats)) if len(own) else ():
+            x_0, times, noise, cond = repeated(held_out.batch(part), schedule, repeats, seed, device)
+            times = times.flatten().to(device)
             shaped = times.to(x_0.dtype).view(-1, *[1] * (x_0.ndim - 1))
             losses, parts = loss(denoiser, schedule, x_0, noise, shaped, **cond)
             found.add(schedule, parts.get("t", times), parts["mse"])
@@ -127,7 +123,7 @@ def errors_by_t(
     seed: int = 0,
     device: torch.device | str = "cpu",
     tell: Callable[[int], object] = lambda done: None,
-    at_once: int = 64,
+    at_once: int = 256,
 ) -> tuple[Tensor, Tensor]:
     """t and the mean over a sample's values of (x_0_hat - x_0)^2 there, (n, repeats) each, on the CPU.
 
@@ -139,21 +135,31 @@ def errors_by_t(
         denoiser: any callable (x_t, alpha_t, sigma_t, **cond) -> x_0_hat, in evaluation mode.
         batch: samples with their ids and what the denoiser is told of them.
         tell: is told how many samples were added.
-        at_once: samples in a call; a multiple of them in rows. The result does not depend on it.
+        at_once: rows of a call, at most, but ``repeats`` at least. The result does not depend on it.
     """
     times, errors = [], []
-    for part in torch.arange(len(batch["id"])).split(at_once):
-        x_0 = batch["x_0"][part]
-        u, eps = draws(batch["id"][part].tolist(), tuple(x_0.shape[1:]), seed, repeats)
-        t = ((torch.arange(repeats) + u[:, None]) / repeats).clamp_min(schedule.earliest)  # (n, repeats)
-        x_0, eps = (value.to(device) for value in (x_0.repeat_interleave(repeats, 0), eps))
-        cond = {key: value[part].repeat_interleave(repeats, 0).to(device) for key, value in batch["cond"].items()}
+    for part in torch.arange(len(batch["id"])).split(max(1, at_once // repeats)):
+        some = {"x_0": batch["x_0"][part], "id": batch["id"][part]}
+        some["cond"] = {key: value[part] for key, value in batch["cond"].items()}
+        x_0, t, eps, cond = repeated(some, schedule, repeats, seed, device)
         alpha_t, sigma_t = schedule(t.to(device).view(-1, *[1] * (x_0.ndim - 1)))
         x_0_hat = denoiser(alpha_t * x_0 + sigma_t * eps, alpha_t, sigma_t, **cond)
         times.append(t)
         errors.append((x_0_hat - x_0).square().flatten(1).mean(1).view(-1, repeats).double().cpu())
         tell(len(part))
     return torch.cat(times), torch.cat(errors)
+
+
+def repeated(
+    batch: Batch, schedule: Schedule, repeats: int, seed: int, device: torch.device | str
+) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    """x_0 and eps (n repeats, ...) and the condition on the device, each sample ``repeats`` times in a row; and its
+    times (n, repeats), on the CPU."""
+    x_0 = batch["x_0"].repeat_interleave(repeats, 0).to(device)
+    u, eps = draws(batch["id"].tolist(), tuple(x_0.shape[1:]), seed, repeats)
+    t = ((torch.arange(repeats) + u[:, None]) / repeats).clamp_min(schedule.earliest)
+    cond = {key: value.repeat_interleave(repeats, 0).to(device) for key, value in batch["cond"].items()}
+    return x_0, t, eps.to(device), cond
 
 
 def draws(ids: list[int], shape: tuple[int, ...], seed: int, repeats: int) -> tuple[Tensor, Tensor]:

@@ -65,7 +65,8 @@ def losses(groups: Sequence[Sequence[Run]], names: Iterable[str] = tuple(LINES),
                 last = max(last, steps[-1])
                 if name in wanted:
                     colour = COLOURS[j if wanted == set(LINES) else i]
-                    axis.plot(steps, mean, color=colour, **STYLE[name])
+                    alone = {"marker": "o", "markersize": 4} if len(steps) == 1 else {}
+                    axis.plot(steps, mean, color=colour, **STYLE[name], **alone)
                     axis.fill_between(steps, mean - half, mean + half, color=colour, alpha=0.18, linewidth=0)
                     shown = True
         if not shown:

@@ -227,7 +227,7 @@ def looks(groups: list[Group]) -> list[Gallery]:
         for look in run.looks:
             facts = [f"seed {plain(run.seed)}", f"step {look.step}", *map(_described, look.records)]
             found.setdefault(look.name, []).append((look.picture, group.label, "; ".join(facts)))
-    return [_gallery(name.replace("_", " "), "", files) for name, files in sorted(found.items())]
+    return [_gallery(name.replace("_", " ").capitalize(), "", files) for name, files in sorted(found.items())]
 
 
 def _described(record: Record) -> str:
