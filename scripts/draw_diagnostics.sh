@@ -9,12 +9,12 @@ mkdir -p "$pictures"
 draw() {
   local run=$1 name
   for name in "${@:2}"; do
-    denoiselab evaluate "ckpt=$run" sampler.steps=20 "diagnostics=$name"
+    denoiselab evaluate "ckpt=$run" sampler.steps=20 rerun=true "diagnostics=$name"
     cp "$(ls -td "$run/diagnostics/$name"/*/ | head -1)picture.png" "$pictures/$name.png"
   done
 }
 
 digits=$(denoiselab train experiment=digits)
 points=$(denoiselab train experiment=points)
-draw "$digits" loss_by_t trajectories interpolation confusion nearest
-draw "$points" score_field quality_vs_steps replacement interference
+draw "$digits" loss_by_t trajectories interpolation nearest coverage confusion
+draw "$points" guidance_sweep quality_vs_steps score_field replacement
