@@ -99,6 +99,8 @@ class Local:
                     waiting.remove(k)
                     started(k)
                     self.running.append(self._start(k, tasks[k]))
+                    if interrupted:  # which came while it was started
+                        self.running[-1].process.send_signal(interrupted[-1])
                 time.sleep(POLL)
                 for one in [one for one in self.running if one.process.poll() is not None]:
                     self.running.remove(one)

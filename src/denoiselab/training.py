@@ -28,13 +28,13 @@ from denoiselab.errors import CheckpointError, UserError
 from denoiselab.evaluation import address, evaluate
 from denoiselab.experiment import Parts, identity, resolve
 from denoiselab.files import write_text
+from denoiselab.initial import initial, start_from
 from denoiselab.inspection import Kept, inspect
 from denoiselab.loggers import JsonLines
 from denoiselab.module import Diffusion, Feed
 from denoiselab.rng import mix
-from denoiselab.run import PREFIX, Run, by_content, device_of, find_checkpoint
+from denoiselab.run import Run, by_content, device_of, find_checkpoint
 from denoiselab.run_folder import RunFolder, slug
-from denoiselab.schedule import Schedule
 from denoiselab.sharding import Sharded
 from denoiselab.version import CHECKPOINT_VERSION
 
@@ -74,7 +74,7 @@ class Job:
         check(parts)
         check_used(parts, composed.overrides)
         _ = parts.data.train  # a set without samples says so before anything is written
-        self.start = _initial(config, parts.schedule) if config["init_from"] else None
+        self.start = initial(config, parts.schedule) if config["init_from"] else None
         sha = f"{config['init_weights']}:{checkpoint.sha256(self.start)}" if self.start else None
         self.identity = identity(by_content({**config, "data": parts.data.by_content(config["data"])}), sha)
         self.evaluation_address = address(config)
@@ -341,49 +341,6 @@ class Job:
         run = Run.of(parts, content, config["evaluation"]["weights"], file, self.folder.path)
         run.to(device_of("cpu" if config["trainer"]["accelerator"] == "cpu" else "auto"))
         evaluate(run, parts, rerun=False)
-
-
-def start_from(module: Diffusion, file: Path, config: dict[str, Any]) -> list[str]:
-    """Load what fits of another run's weights into the denoiser and its EMA; lines that say what did not.
-
-    Raises:
-        UserError: nothing fits, or something does not and ``init_mismatch`` is not ``allow``.
-    """
-    content = checkpoint.load(file)
-    prefix = PREFIX[config["init_weights"]]
-    theirs = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
-    own = module.denoiser.state_dict()
-    fitting = {k: v for k, v in theirs.items() if k in own and own[k].shape == v.shape}
-    misfits = sorted((own.keys() | theirs.keys()) - fitting.keys())
-    if not fitting:
-        raise UserError(f"init_from={file}: none of its weights fit this model")
-    if misfits and config["init_mismatch"] != "allow":
-        raise UserError(
-            f"init_from={file}: {len(misfits)} weights do not match ({', '.join(misfits[:5])}, ...); "
-            "init_mismatch=allow starts from the rest"
-        )
-    for model in (module.denoiser, module.ema.model):
-        model.load_state_dict({**own, **fitting})
-    lines = [f"starting from the {config['init_weights']} weights of {file} (step {content['global_step']})"]
-    return lines + ([f"not matched, left at their initial values: {', '.join(misfits)}"] if misfits else [])
-
-
-def _initial(config: dict[str, Any], schedule: Schedule) -> Path:
-    """The checkpoint to start from; refused if its schedule or target is another, unless that is allowed."""
-    file = find_checkpoint(config["init_from"])
-    content = checkpoint.load(file)["denoiselab"]
-    if config["init_mismatch"] != "allow":
-        differing = {
-            "schedule": (content["fingerprint"], schedule.fingerprint),
-            "target": (content["identity"]["target"]["_target_"], config["target"]["_target_"]),
-        }
-        for what, (theirs, ours) in differing.items():
-            if theirs != ours:
-                raise UserError(
-                    f"init_from={file}: trained with {what} {theirs}, this run has {ours}; init_mismatch=allow says "
-                    "that is meant"
-                )
-    return file
 
 
 def _tell_skipped(data: Data, folder: Path) -> None:
