@@ -27,7 +27,8 @@ LAYERS = {
     "pictures diagnostics scripted lint": MEASURING,
     "preference": MEASURING | {"jinja2", "markupsafe"},
     "report": {"jinja2", "markupsafe", "pandas", "numpy", "scipy", "matplotlib", "PIL", "yaml"},
-    "module sharding callbacks loggers training evaluation inspection initial encoding run run_folder": TRAINING,
+    "module sharding callbacks loggers training initial": TRAINING,
+    "evaluation inspection content encoding run run_folder": TRAINING,
     "compose experiment checks cli": CONFIGURING,
     "bench": TRAINING | {"diffusers"},
 }

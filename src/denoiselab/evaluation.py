@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from denoiselab.checks import check_evaluates
+from denoiselab.content import by_content
 from denoiselab.data.base import Samples
 from denoiselab.denoiser import Reconstructor, reconstructed
 from denoiselab.errors import NonFiniteLoss, UserError
@@ -22,7 +23,7 @@ from denoiselab.metrics.base import Measurement, Metric
 from denoiselab.metrics.loss_by_t import held_out_losses
 from denoiselab.pictures import enlargements, pairs, panels, tiles
 from denoiselab.progress import Progress
-from denoiselab.run import Run, by_content
+from denoiselab.run import Run
 from denoiselab.run_folder import digest, versions
 
 SHOWN = 100

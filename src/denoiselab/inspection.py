@@ -9,20 +9,19 @@ from typing import Any
 
 from PIL import Image
 
+from denoiselab.content import by_content
 from denoiselab.diagnostics.base import Diagnostic, Finding
 from denoiselab.diagnostics.subject import Subject
 from denoiselab.evaluation import describe
-from denoiselab.run import by_content
 from denoiselab.run_folder import digest
 
 
 @dataclass
 class Kept:
-    """A finding, the picture of it, and the folder where both are."""
+    """A finding and the picture of it."""
 
     finding: Finding
     picture: Image.Image
-    folder: Path
 
 
 def folder_of(name: str, node: dict[str, Any], subject: Subject) -> Path:
@@ -42,13 +41,12 @@ def folder_of(name: str, node: dict[str, Any], subject: Subject) -> Path:
     return run.folder / "diagnostics" / name / f"{run.step:08d}-{address}"
 
 
-def inspect(name: str, diagnostic: Diagnostic, node: dict[str, Any], subject: Subject) -> Kept:
+def inspect(diagnostic: Diagnostic, subject: Subject, folder: Path) -> Kept:
     """Look, draw, and keep both."""
     finding = diagnostic.look(subject)
     picture = diagnostic.picture(finding)
-    folder = folder_of(name, node, subject)
     finding.save(folder, picture)
-    return Kept(finding, picture, folder)
+    return Kept(finding, picture)
 
 
 def inspect_once(name: str, diagnostic: Diagnostic, node: dict[str, Any], subject: Subject, rerun: bool) -> Path:
@@ -57,7 +55,7 @@ def inspect_once(name: str, diagnostic: Diagnostic, node: dict[str, Any], subjec
     if not rerun and (folder / "finding.json").is_file():
         _tell(f"{name}: already looked at: {folder}")
         return folder
-    kept = inspect(name, diagnostic, node, subject)
+    kept = inspect(diagnostic, subject, folder)
     for record in kept.finding.records:
         _tell(describe(record))
     for alarm in kept.finding.alarms:

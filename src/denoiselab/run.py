@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -16,7 +15,6 @@ from denoiselab import checkpoint, trust
 from denoiselab.checks import check_evaluates, check_sampler
 from denoiselab.compose import compose, plain, read_yaml
 from denoiselab.conditioning import NULL
-from denoiselab.curve import Curve
 from denoiselab.data.base import Batch, Data
 from denoiselab.denoiser import Denoiser
 from denoiselab.errors import CheckpointError, UserError
@@ -24,7 +22,6 @@ from denoiselab.exchange import ours
 from denoiselab.experiment import Parts
 from denoiselab.loss import Loss
 from denoiselab.rng import Noise
-from denoiselab.run_folder import digest
 
 BATCH = 256
 """Samples per network call; sample i does not depend on it."""
@@ -115,26 +112,6 @@ def frozen(ckpt: str, weights: str = "ema") -> Denoiser:
         return load(ckpt, weights).denoiser.requires_grad_(False)
     except CheckpointError as error:
         raise CheckpointError(f"ckpt={error}") from None
-
-
-def by_content(node: Any) -> Any:
-    """A configuration in which the files that it names stand by their sha256, for hashes of what decides a result:
-    other runs' checkpoints, a measured curve, a network's weights."""
-    if isinstance(node, list):
-        return [by_content(value) for value in node]
-    if not isinstance(node, dict):
-        return node
-    found = {key: by_content(value) for key, value in node.items()}
-    if node.get("_target_") == "denoiselab.run.frozen":
-        found["ckpt"] = checkpoint.sha256(find_checkpoint(node["ckpt"]))
-    if isinstance(node.get("others"), list):
-        found["others"] = [checkpoint.sha256(find_checkpoint(other)) for other in node["others"]]
-    if isinstance(node.get("curve"), str):
-        curve = Curve.load(node["curve"], node.get("panel", "eps"))
-        found["curve"] = digest([curve.t.tolist(), curve.value.tolist()])
-    if isinstance(node.get("weights"), str) and Path(node["weights"]).is_file():
-        found["weights"] = checkpoint.sha256(Path(node["weights"]))
-    return found
 
 
 def load_weights(denoiser: Denoiser, state: dict[str, Tensor], weights: str, source: Path) -> None:
@@ -366,12 +343,9 @@ class Run:
             raise UserError(f"{name}: has values from {low:.4g} to {high:.4g}; need numbers in [-1, 1]")
 
     def elsewhere(self, parts: Parts) -> list[str]:
-        """The schedule to sample along, if it is not the one that was trained along; said on stderr."""
-        along, trained = parts.schedule.fingerprint, self.schedule.fingerprint
-        if along == trained:
-            return []
-        print(f"sampling along {along}; the run was trained along {trained}", file=sys.stderr, flush=True)
-        return [along]
+        """The schedule to sample along, if it is not the one that was trained along."""
+        along = parts.schedule.fingerprint
+        return [] if along == self.schedule.fingerprint else [along]
 
     def draw(
         self,

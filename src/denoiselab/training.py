@@ -21,6 +21,7 @@ from denoiselab import checkpoint, lint
 from denoiselab.callbacks import Checkpoints, EarlyStopping, Inspection, ProgressBar, TrainingMetrics
 from denoiselab.checks import check, check_used
 from denoiselab.compose import Composed, to_yaml
+from denoiselab.content import by_content
 from denoiselab.data.base import Data
 from denoiselab.denoiser import Denoiser
 from denoiselab.diagnostics import Diagnostic, Subject
@@ -29,11 +30,11 @@ from denoiselab.evaluation import address, evaluate
 from denoiselab.experiment import Parts, identity, resolve
 from denoiselab.files import write_text
 from denoiselab.initial import initial, start_from
-from denoiselab.inspection import Kept, inspect
+from denoiselab.inspection import Kept, folder_of, inspect
 from denoiselab.loggers import JsonLines
 from denoiselab.module import Diffusion, Feed
 from denoiselab.rng import mix
-from denoiselab.run import Run, by_content, device_of, find_checkpoint
+from denoiselab.run import Run, device_of, find_checkpoint
 from denoiselab.run_folder import RunFolder, slug
 from denoiselab.sharding import Sharded
 from denoiselab.version import CHECKPOINT_VERSION
@@ -264,7 +265,7 @@ class Job:
                 assert isinstance(module.ema.model, Denoiser)
                 run = Run(parts, module.ema.model, trainer.global_step, "ema", path, record, learned)
                 subject = Subject(run, parts, lambda: module.denoiser, self.composed.config_dir, progress)
-                return inspect(name, diagnostic, node, subject)
+                return inspect(diagnostic, subject, folder_of(name, node, subject))
 
             return Inspection(name, diagnostic, look)
 

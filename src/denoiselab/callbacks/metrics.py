@@ -7,6 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from denoiselab.callbacks.base import Periodic, log
 from denoiselab.errors import NonFiniteLoss
@@ -27,44 +28,42 @@ class TrainingMetrics(Periodic):
     def __init__(self, every: int = 50):
         super().__init__(every)
         self.sums: Tensor | None = None
-        self.nulls: Tensor | None = None
-        """Samples whose condition was dropped, and samples, since the last row."""
+        """Since the last row: losses, mean squared errors and steps; samples whose condition was dropped, and those
+        with one."""
         self.latest = float("nan")
         """train/loss of the last row, for the progress bar."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
         outputs = args[0]
-        one = torch.stack([outputs["loss"].detach().double(), outputs["parts"]["mse"].mean().double()])
-        row = torch.cat([one, one.new_ones(1)])
+        loss, dropped = outputs["loss"].detach().double(), outputs["dropped"]
+        one, none = torch.ones_like(loss), torch.zeros_like(loss)
+        nulls = [none, none] if dropped is None else [dropped.sum().double(), one * len(dropped)]
+        row = torch.stack([loss, outputs["parts"]["mse"].mean().double(), one, *nulls])
         self.sums = row if self.sums is None else self.sums.to(row.device) + row
-        dropped = outputs["dropped"]
-        if dropped is not None:
-            row = torch.stack([dropped.sum(), torch.full_like(dropped.sum(), len(dropped))])
-            self.nulls = row if self.nulls is None else self.nulls.to(row.device) + row
         super().on_train_batch_end(trainer, pl_module, *args)
 
     def run(self, trainer: pl.Trainer, module: Diffusion) -> None:
         stop_if_not_finite(module)
         assert self.sums is not None
-        loss, mse, count = trainer.strategy.reduce(self.sums, reduce_op="sum").tolist()
+        loss, mse, count, dropped, samples = trainer.strategy.reduce(self.sums, reduce_op="sum").tolist()
         self.sums, self.latest = None, loss / count
         values = {
             "train/loss": self.latest,
             "train/mse": mse / count,
             "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
         }
-        if self.nulls is not None:
-            dropped, samples = trainer.strategy.reduce(self.nulls, reduce_op="sum").tolist()
-            self.nulls, values["train/null_share"] = None, dropped / samples
+        if samples:
+            values["train/null_share"] = dropped / samples
         if module.gradient_norm is not None:
             values["train/grad_norm"] = float(module.gradient_norm)
         log(trainer, values)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"sums": self.sums, "nulls": self.nulls}
+        return {"sums": self.sums}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.sums, self.nulls = state_dict["sums"], state_dict.get("nulls")
+        sums = state_dict["sums"]
+        self.sums = None if sums is None else F.pad(sums, (0, 5 - len(sums)))  # older runs kept three
 
 
 def stop_if_not_finite(module: Diffusion) -> None:

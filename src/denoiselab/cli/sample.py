@@ -41,7 +41,8 @@ def main(arguments: list[str]) -> int:
     device = device_of(config["device"])
     run = load(config["ckpt"], config["weights"]).to(device)
     parts = run.parts_for(config)
-    run.elsewhere(parts)
+    for along in run.elsewhere(parts):
+        print(f"sampling along {along}; the run was trained along {run.schedule.fingerprint}", file=sys.stderr)
     names, cond, real = asked_for(run, config)
     rows = len(next(iter(cond.values()))) if cond else n or N
     samples, _ = run.draw(parts, cond, range(rows), config["seed"])

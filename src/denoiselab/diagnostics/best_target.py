@@ -11,11 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from denoiselab.data.base import Batch
-from denoiselab.data.points import Known
 from denoiselab.diagnostics.base import Diagnostic, Finding, Table
 from denoiselab.diagnostics.figure import COLOURS, DASHES, GREY, render, sheet
 from denoiselab.diagnostics.loss_by_t import nan, per_bucket
-from denoiselab.diagnostics.optimal import Filter, Optimum
+from denoiselab.diagnostics.optimal import control
 from denoiselab.diagnostics.subject import Subject
 from denoiselab.errors import UserError
 from denoiselab.guidance import DenoiserLike
@@ -76,7 +75,7 @@ class BestTarget(Diagnostic):
             runs.append(other)
         names = named(runs)
         asked: dict[str, DenoiserLike] = dict(zip(names, (run.denoiser for run in runs), strict=True))
-        asked["control"] = self.control(subject)
+        asked["control"] = control(subject)
         tell = subject.progress("the runs by t", len(batch["id"]) * len(asked))
         found = {
             name: errors_by_t(
@@ -135,14 +134,6 @@ class BestTarget(Diagnostic):
             told = " and ".join(theirs["cond"]) or "nothing"
             raise UserError(f"others={ckpt}: is told {told}, and {own.folder.name} is not; need the same condition")
 
-    def control(self, subject: Subject) -> DenoiserLike:
-        """The optimum of the data, or the best linear filter."""
-        train = subject.real(4000, train=True)
-        label = train["cond"].get("label")
-        if isinstance(subject.data, Known):
-            return Optimum(subject.data)
-        return Filter(train["x_0"], label, subject.run.parts.num_classes)
-
     def table(self, t: Tensor, errors: dict[str, Tensor], names: list[str]) -> Table:
         """A row per bucket: each run's error, its difference to the first with an interval, and the best."""
         edges = [k / self.buckets for k in range(self.buckets + 1)]
@@ -176,8 +167,8 @@ class BestTarget(Diagnostic):
         table, names = finding.table, finding.facts["names"]
         middle = [(a + b) / 2 for a, b in zip(table["t_from"], table["t_to"], strict=True)]
         figure, axes = sheet(1, 2 if len(names) > 1 else 1, 5.0, 3.8)
-        control = {"Optimum": "optimum of the data", "Filter": "best linear filter"}[finding.facts["control"]]
-        axes[0].plot(middle, nan(table["control"]), color=GREY, linewidth=2.5, alpha=0.7, label=control)
+        best = {"Optimum": "optimum of the data", "Filter": "best linear filter"}[finding.facts["control"]]
+        axes[0].plot(middle, nan(table["control"]), color=GREY, linewidth=2.5, alpha=0.7, label=best)
         for index, name in enumerate(names):
             style: dict[str, Any] = {"color": COLOURS[index], "linestyle": DASHES[index % 4]}
             style |= {"marker": "os^vDPX*"[index]}

@@ -12,6 +12,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image, ImageDraw, ImageFont
 
 from denoiselab.pictures import COLOURS, render
+from denoiselab.report.axes import kind, scale_of
 
 if TYPE_CHECKING:
     from denoiselab.diagnostics.base import Finding
@@ -83,25 +84,17 @@ def framed(picture: Image.Image, finding: Finding) -> Image.Image:
 
 def depends(protocol: dict[str, Any]) -> list[str]:
     """The facts of a protocol that every picture is read with, in words."""
-    found = [f"n = {protocol['n']:,}"]
+    found = [f"{protocol['n']:,} {protocol['counted']}" if "counted" in protocol else f"n = {protocol['n']:,}"]
     if "sampler" in protocol:
         sampler, guidance = protocol["sampler"], protocol["guidance"]
         scale = scale_of(guidance)
-        kind = str(guidance.get("_target_", "none")).rpartition(".")[2]
-        named = "guidance scale" if kind == "CFG" else f"{kind} guidance, scale"
+        named = "guidance scale" if kind(guidance) == "CFG" else f"{kind(guidance)} guidance, scale"
         found.append("no guidance" if scale is None else f"{named} {scale if isinstance(scale, str) else f'{scale:g}'}")
         steps = f", {sampler['steps']} steps" if "steps" in sampler else ""
-        found.append(str(sampler.get("_target_", "")).rpartition(".")[2] + steps)
+        found.append(f"{kind(sampler)}{steps}")
     found.append(f"{'EMA' if protocol['weights'] == 'ema' else protocol['weights']} weights, step {protocol['step']:,}")
     found.append(f"seed {protocol['seed']}")
     return found
-
-
-def scale_of(guidance: Any) -> Any:
-    """A guidance's scale, or that of what it wraps; words where it is swept; None where there is none."""
-    if not isinstance(guidance, dict):
-        return None
-    return guidance["scale"] if "scale" in guidance else scale_of(guidance.get("guidance"))
 
 
 def _font() -> str:

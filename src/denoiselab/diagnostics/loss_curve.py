@@ -134,7 +134,7 @@ class LossCurve(Diagnostic):
             records.append(Measurement("null_share", drops["share"], "none", limits, {"n": drops["n"]}))
         return Finding(
             table={"step": steps, "train_loss": losses, "average": average, "limit": scales},
-            protocol=subject.protocol(len(losses), sampled=False, rows=len(losses)),
+            protocol=subject.protocol(len(losses), sampled=False, counted="rows"),
             records=records,
             alarms=alarms,
             facts={

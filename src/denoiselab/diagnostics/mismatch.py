@@ -8,10 +8,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from denoiselab.data.points import Known
 from denoiselab.diagnostics.base import Diagnostic, Finding
 from denoiselab.diagnostics.figure import COLOURS, GREY, render, sheet
-from denoiselab.diagnostics.optimal import Filter, Optimum
+from denoiselab.diagnostics.optimal import Optimum, control
 from denoiselab.diagnostics.subject import Subject, Told
 from denoiselab.guidance import DenoiserLike
 from denoiselab.metrics.base import Measurement
@@ -66,7 +65,7 @@ class ScheduleMismatch(Diagnostic):
         tell = subject.progress("the walk", 2 * n + min(LOOKED, len(levels) - 1))
         train = subject.real(4000, train=True)
         label = train["cond"].get("label")
-        exact = self.control(subject, train["x_0"], label)
+        exact = control(subject)
         walked = self.squares(subject, subject.denoiser, n, cond, tell)
         followed = self.squares(subject, exact, n, cond, tell)
         mean_square = self.mean_square(train["x_0"], label, cond.get("label"))
@@ -107,13 +106,6 @@ class ScheduleMismatch(Diagnostic):
             alarms=alarms,
             facts={"slopes": slopes, "control": "exact" if isinstance(exact, Optimum) else "Gaussian"},
         )
-
-    @staticmethod
-    def control(subject: Subject, x_0: Tensor, label: Tensor | None) -> DenoiserLike:
-        """The exact denoiser of the data, or of the Gaussian like them."""
-        if isinstance(subject.data, Known):
-            return Optimum(subject.data)
-        return Filter(x_0, label, subject.run.parts.num_classes)
 
     @staticmethod
     def mean_square(x_0: Tensor, label: Tensor | None, asked: Tensor | None) -> float:

@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from denoiselab.data.points import Known
 from denoiselab.schedule import Schedule
+
+if TYPE_CHECKING:
+    from denoiselab.diagnostics.subject import Subject
 
 Family = Callable[[Tensor, Tensor], Tensor]
 """The least mean squared error of x_0, per value, at levels (alpha_t, sigma_t) of any shape; in float64."""
@@ -162,6 +166,15 @@ class Optimum:
         x, sigma = x_t.double(), sigma_t.double()
         alpha = torch.maximum(alpha_t.double(), sigma / 1e3)
         return ((x + sigma**2 * self.score(x, alpha, sigma, label)) / alpha).to(x_t.dtype)
+
+
+def control(subject: Subject) -> Optimum | Filter:
+    """What a model is held against: the optimum of its data where their density is known, else the best linear
+    filter."""
+    if isinstance(subject.data, Known):
+        return Optimum(subject.data)
+    train = subject.real(4000, train=True)
+    return Filter(train["x_0"], train["cond"].get("label"), subject.run.parts.num_classes)
 
 
 class Memorised:

@@ -14,7 +14,7 @@ from torch import Tensor
 from denoiselab.compose import compose, plain
 from denoiselab.data.base import Batch, Data
 from denoiselab.denoiser import Denoiser
-from denoiselab.guidance import CFG, DenoiserLike
+from denoiselab.guidance import CFG
 from denoiselab.metrics.base import Metric
 from denoiselab.progress import Progress
 from denoiselab.sampler import Sampler, State
@@ -113,7 +113,6 @@ class Subject:
         *overrides: str,
         sampler: Sampler | None = None,
         scale: float | None = None,
-        guidance: Callable[[DenoiserLike], DenoiserLike] | None = None,
     ) -> Parts:
         """The evaluation's parts with another way of sampling, for ``draw``.
 
@@ -122,7 +121,6 @@ class Subject:
                 "spacing=karras".
             sampler: instead of the evaluation's.
             scale: of classifier-free guidance instead of the evaluation's guidance.
-            guidance: instead of the evaluation's.
         """
         parts = copy.copy(self.parts)
         if overrides:
@@ -134,8 +132,6 @@ class Subject:
             parts.sampler = sampler
         if scale is not None:
             parts.guidance = lambda denoiser: CFG(denoiser, scale)
-        if guidance is not None:
-            parts.guidance = guidance
         return parts
 
     def draw(
