@@ -45,7 +45,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def task(folder: Path, seconds: float = 0.3, status: int = 0, gpus: int | None = 0) -> Task:
-    return Task(folder.name, [str(folder), str(seconds), str(status)], folder, gpus)
+    return Task(folder.name, [str(folder), str(seconds), str(status)], folder, gpus=gpus)
 
 
 def told(folder: Path) -> list[dict[str, Any]]:
@@ -54,15 +54,32 @@ def told(folder: Path) -> list[dict[str, Any]]:
     return sorted(found, key=lambda facts: facts["from"])
 
 
+class Listed:
+    """A list of tasks, given out at once."""
+
+    def __init__(self, tasks: list[Task], go_on: bool = True):
+        self.tasks, self.go_on = tasks, go_on
+        self.waiting, self.statuses = [*tasks], {}
+
+    @property
+    def stopped(self) -> bool:
+        return not self.go_on and any(self.statuses.values())
+
+    def take(self, held: int) -> list[Task]:
+        given, self.waiting = self.waiting, []
+        return given
+
+    def started(self, task: Task) -> None:
+        pass
+
+    def ended(self, task: Task, status: int) -> None:
+        self.statuses[self.tasks.index(task)] = status
+
+
 def run(local: Local, tasks: list[Task], go_on: bool = True) -> dict[int, int]:
-    ended: dict[int, int] = {}
-
-    def note(k: int, status: int) -> bool:
-        ended[k] = status
-        return go_on or not status
-
-    local.run(tasks, lambda k: None, note)
-    return ended
+    source = Listed(tasks, go_on)
+    local.run(source)
+    return source.statuses
 
 
 def at_once(facts: list[dict[str, Any]]) -> int:
@@ -134,7 +151,7 @@ def test_no_further_one_is_started_where_that_is_asked(tmp_path: Path):
 
 
 def test_jobs_are_at_least_one():
-    with pytest.raises(UserError, match=r"sweep\.jobs=0: need at least 1"):
+    with pytest.raises(UserError, match=r"launcher\.jobs=0: need at least 1"):
         Local(0)
 
 
@@ -143,10 +160,12 @@ import sys
 from pathlib import Path
 from denoiselab.errors import Interrupted
 from denoiselab.launcher import Local, Task
+sys.path.insert(0, sys.argv[3])
+from test_launcher import run
 Local.program = (sys.executable, sys.argv[1])
 tasks = [Task(str(k), [f"{sys.argv[2]}/r{k}", "30", "0"], Path(f"r{k}")) for k in range(3)]
 try:
-    Local(2).run(tasks, lambda k: None, lambda k, status: True)
+    run(Local(2), tasks)
 except Interrupted as stop:
     sys.exit(stop.status)
 """
@@ -154,7 +173,7 @@ except Interrupted as stop:
 
 def launched(program: Path, folder: Path) -> tuple[subprocess.Popen[bytes], list[int]]:
     """A launching process, and the two that it has started."""
-    process = subprocess.Popen([sys.executable, "-c", LAUNCHING, str(program), str(folder)])
+    process = subprocess.Popen([sys.executable, "-c", LAUNCHING, str(program), str(folder), str(Path(__file__).parent)])
     until(lambda: len(told(folder)) == 2)
     return process, [facts["pid"] for facts in told(folder)]
 

@@ -17,7 +17,7 @@ TRAINING = MEASURING | {"lightning", "rich", "wandb"}
 CONFIGURING = TRAINING | {"hydra", "omegaconf", "yaml"}
 
 LAYERS = {
-    "errors files version trust rows status launcher buffers progress _torchvision __init__ __main__": {"torch"},
+    "errors files version trust rows status buffers progress _torchvision __init__ __main__": {"torch"},
     "schedule target consistency gaussian weighting timesteps denoiser guidance loss models": MATHEMATICS,
     "sampler likelihood": MATHEMATICS | {"torchdiffeq"},
     "exchange": MATHEMATICS | {"safetensors"},
@@ -26,10 +26,12 @@ LAYERS = {
     "metrics": MEASURING | {"torch_fidelity", "transformers"},
     "pictures diagnostics scripted lint": MEASURING,
     "preference": MEASURING | {"jinja2", "markupsafe"},
-    "report": {"jinja2", "markupsafe", "pandas", "numpy", "scipy", "matplotlib", "PIL", "yaml"},
+    "report": {"jinja2", "markupsafe", "pandas", "numpy", "scipy", "matplotlib", "PIL", "yaml", "optuna"},
     "module sharding callbacks loggers training initial": TRAINING,
     "evaluation inspection content encoding run run_folder": TRAINING,
     "compose experiment checks cli": CONFIGURING,
+    "launcher": {"torch", "submitit", "ray"},
+    "sweeper": {"optuna"},
     "bench": TRAINING | {"diffusers"},
 }
 STANDARD = __import__("sys").stdlib_module_names

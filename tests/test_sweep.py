@@ -105,6 +105,6 @@ def test_ranks_do_not_start_sweeps(called, monkeypatch):
 
 
 def test_a_sweep_runs_so_many_at_a_time(called):
-    result = called(*SWEEP, "sweep.jobs=0")
+    result = called(*SWEEP, "launcher.jobs=0")
     assert result.returncode == 2
-    assert "sweep.jobs=0: need at least 1" in result.stderr
+    assert "launcher.jobs=0: need at least 1" in result.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from denoiselab.errors import UserError
+from denoiselab.files import write_text
 
 
 @dataclass
@@ -113,6 +115,64 @@ def sweep(overrides: Sequence[str]) -> list[list[str]]:
         except HydraException:
             raise UserError(f"{line}: cannot be expanded; list the values (a,b,c) or use range(n)") from None
     return [list(job) for job in itertools.product(*axes)]
+
+
+def option(override: str) -> str:
+    """The option that an override is of.
+
+    >>> option("+model.width=4,8"), option("~metrics.modes"), option("schedule@other=linear")
+    ('model.width', 'metrics.modes', 'schedule')
+    """
+    return re.split(r"[=@]", override.lstrip("+~"), maxsplit=1)[0]
+
+
+def sweeps(override: str) -> bool:
+    """Whether it has several values.
+
+    >>> sweeps("seed=0,1"), sweeps("seed=0")
+    (True, False)
+    """
+    return _parse([override])[0][1].is_sweep_override()
+
+
+def write_job(composed: Composed, file: Path) -> None:
+    """Keep a composed configuration for the processes that will work on it, so that neither a later change of an option
+    file nor the quoting of a value can make them work on another one. Look-ups of the environment stay look-ups."""
+    from omegaconf import OmegaConf
+
+    content = {
+        "config": OmegaConf.to_yaml(composed.config, resolve=False),
+        "choices": composed.choices,
+        "overrides": composed.overrides,
+        "config_dir": composed.config_dir and str(composed.config_dir.resolve()),
+    }
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_text(file, json.dumps(content, indent=2) + "\n")
+
+
+def read_job(file: Path) -> Composed:
+    """What write_job kept. It may name anything importable, so it is read only where nobody else can write.
+
+    Raises:
+        UserError: there is no such file, it is none of these, or others may write to its folder.
+    """
+    from omegaconf import OmegaConf
+
+    try:
+        folder = file.parent.stat()
+        if folder.st_uid != os.getuid() or folder.st_mode & 0o022:
+            raise UserError(f"--job {file}: others can write to its folder; need one that is yours alone (chmod 700)")
+        content = json.loads(file.read_text())
+        config = OmegaConf.create(content["config"])
+        config_dir = content["config_dir"] and Path(content["config_dir"])
+        found = Composed(config, content["choices"], content["overrides"], config_dir)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"--job {file}: no job that can be read ({_first_line(error)})") from None
+    if config_dir and str(config_dir) not in sys.path:
+        sys.path.insert(0, str(config_dir))
+    return found
 
 
 def plain(composed: Composed) -> dict[str, Any]:

@@ -22,14 +22,25 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def write_csv(path: Path) -> None:
-    """metrics.csv beside a metrics.jsonl: its scalars, one row per step."""
+def write_csv(path: Path, more: dict[str, Any] | None = None) -> None:
+    """metrics.csv beside a metrics.jsonl: its scalars, one row per step.
+
+    Args:
+        path: of the metrics.jsonl.
+        more: a further row.
+    """
     by_step: dict[int, dict[str, Any]] = {}
-    for row in rows(path):
+    for row in [*rows(path), *([more] if more else [])]:
         by_step.setdefault(row["step"], {}).update({k: v for k, v in row.items() if not isinstance(v, list)})
     columns = list(dict.fromkeys(key for row in by_step.values() for key in row))
+    table = {column: [by_step[step].get(column) for step in sorted(by_step)] for column in columns}
+    write_text(path.with_suffix(".csv"), csv_text(table))
+
+
+def csv_text(table: dict[str, list[Any]]) -> str:
+    """Columns by name as comma-separated text; None is empty."""
     text = io.StringIO()
-    table = csv.DictWriter(text, columns)
-    table.writeheader()
-    table.writerows(by_step[step] for step in sorted(by_step))
-    write_text(path.with_suffix(".csv"), text.getvalue())
+    writer = csv.writer(text)
+    writer.writerow(table)
+    writer.writerows(zip(*table.values(), strict=True))
+    return text.getvalue()

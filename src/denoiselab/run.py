@@ -26,7 +26,7 @@ from denoiselab.rng import Noise
 BATCH = 256
 """Samples per network call; sample i does not depend on it."""
 
-OF_TRAINING = ("callbacks", "diagnostics", "logger")
+OF_TRAINING = ("callbacks", "diagnostics", "logger", "launcher", "sweeper")
 """Groups that a run which is only loaded makes nothing of."""
 
 DEVICES = ("auto", "cpu", "cuda")

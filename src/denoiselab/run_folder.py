@@ -8,7 +8,6 @@ import os
 import platform
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -146,7 +145,6 @@ class RunFolder:
         write_text(self.path / "identity.json", json.dumps(self.identity, indent=2) + "\n")
         write_text(self.path / "config.yaml", config_yaml)
         made = {
-            "command": " ".join(["denoiselab", *map(_quoted, sys.argv[1:])]),
             "git": git_revision(),
             "versions": versions(),
             "hardware": hardware(),
@@ -207,8 +205,3 @@ def alive(pid: int) -> bool:
         return True
     return pid > 0
 
-
-def _quoted(word: str) -> str:
-    import shlex
-
-    return shlex.quote(word)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -14,13 +15,14 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from denoiselab import checkpoint, lint
 from denoiselab.callbacks import Checkpoints, EarlyStopping, Inspection, ProgressBar, TrainingMetrics
 from denoiselab.checks import check, check_used
-from denoiselab.compose import Composed, to_yaml
+from denoiselab.compose import Composed, to_yaml, write_job
 from denoiselab.content import by_content
 from denoiselab.data.base import Data
 from denoiselab.denoiser import Denoiser
@@ -31,6 +33,7 @@ from denoiselab.experiment import Parts, identity, resolve
 from denoiselab.files import write_text
 from denoiselab.initial import initial, start_from
 from denoiselab.inspection import Kept, folder_of, inspect
+from denoiselab.launcher import Task
 from denoiselab.loggers import JsonLines
 from denoiselab.module import Diffusion, Feed
 from denoiselab.rng import mix
@@ -55,19 +58,24 @@ class AtomicIO(CheckpointIO):
 
 _save = checkpoint.save
 
+JOBS = ".jobs"
+"""The folder, beside the runs, of composed configurations that processes are started from."""
+
 
 class Job:
     """A run that is composed and checked, and can be started.
 
     Args:
         composed: the configuration.
+        file: that it was read from, for the ranks.
+        here: whether it will run on this machine; if not, what devices there are is not looked at.
 
     Raises:
         UserError: the configuration cannot work; nothing was written.
     """
 
-    def __init__(self, composed: Composed):
-        self.composed = composed
+    def __init__(self, composed: Composed, file: Path | None = None, here: bool = True):
+        self.composed, self.file, self.here = composed, file, here
         self.step, self.stopped = 0, False  # where the run stands
         self.config = resolve(composed)
         config = self.config
@@ -94,10 +102,45 @@ class Job:
         return done and reached and any(self.folder.path.glob("checkpoints/*.ckpt"))
 
     @property
+    def path(self) -> Path:
+        return self.folder.path
+
+    @property
+    def overrides(self) -> list[str]:
+        return self.composed.overrides
+
+    @property
+    def rerun(self) -> bool:
+        return self.config["rerun"]
+
+    @property
+    def error(self) -> str:
+        """Why it failed when it was last tried; empty if it did not."""
+        status = self.folder.read_status()
+        return str(status.get("error") or "unknown") if status.get("state") == "failed" else ""
+
+    def set_aside(self) -> None:
+        if moved := self.folder.move_aside():
+            say(f"moved the old run to {moved}")
+
+    def task(self, label: str) -> Task:
+        """How a launcher starts it; its composed configuration is written beside the runs."""
+        nodes, ranks = self.config["trainer"]["nodes"], self.world // self.config["trainer"]["nodes"]
+        return Task(label, ["train", "--job", str(self._written())], self.path, ranks, nodes, self.gpus)
+
+    def _written(self) -> Path:
+        """The file of the composed configuration."""
+        if self.file is None:
+            self.file = self.path.parent.resolve() / JOBS / f"{self.path.name}-{self.evaluation_address}.json"
+            self.composed.config.rerun = False  # a second start of it goes on
+            write_job(self.composed, self.file)
+        return self.file
+
+    @property
     def gpus(self) -> int | None:
-        """How many it asks for; None for its share of all."""
+        """How many it asks for on each node; None for its share of all."""
         trainer = self.config["trainer"]
-        if trainer["accelerator"] == "cpu" or not torch.cuda.is_available():
+        if trainer["accelerator"] == "cpu" or (self.here and not torch.cuda.is_available()):
             return 0
         devices = trainer["devices"]
         return len(devices) if isinstance(devices, list) else devices if isinstance(devices, int) else None
@@ -105,7 +148,7 @@ class Job:
     def _check_batch(self) -> None:
         """The global batch must divide evenly, and there must be something to shard over; a bare Trainer knows what
         devices=auto means."""
-        world = self.make_trainer([], []).world_size
+        self.world = world = self.make_trainer([], []).world_size
         trainer, batch = self.config["trainer"], self.config["data"]["batch_size"]
         if trainer["strategy"] == "fsdp" and world == 1:
             raise UserError(
@@ -122,12 +165,13 @@ class Job:
         quiet()
         config = self.config["trainer"]
         accelerator = config["accelerator"]
-        if accelerator == "auto" and torch.backends.mps.is_available():
+        if (accelerator == "auto" and torch.backends.mps.is_available()) or not self.here:
             accelerator = "cpu"  # Apple's GPUs have no float64, in which the schedules' tables are kept
         try:
             return pl.Trainer(
                 accelerator=accelerator,
                 devices=config["devices"],
+                num_nodes=config["nodes"],
                 strategy=Sharded() if config["strategy"] == "fsdp" else config["strategy"],
                 precision=config["precision"],
                 max_steps=config["max_steps"],
@@ -136,7 +180,7 @@ class Job:
                 deterministic=config["deterministic"],
                 callbacks=callbacks,
                 logger=loggers,
-                plugins=[AtomicIO()],
+                plugins=[AtomicIO(), *environment()],
                 default_root_dir=self.folder.path if hasattr(self, "folder") else None,
                 # The stream shards itself, evaluations are callbacks, and saving is ours.
                 use_distributed_sampler=False,
@@ -154,10 +198,8 @@ class Job:
         if not self.rank_zero:
             self.fit()
             return
-        if self.config["rerun"]:
-            moved = self.folder.move_aside()
-            if moved:
-                say(f"moved the old run to {moved}")
+        if self.rerun:
+            self.set_aside()
         with self.folder.locked():
             try:
                 self.fit()
@@ -226,9 +268,11 @@ class Job:
         if self.rank_zero:
             self._announce(module, parts)
         trainer = self.make_trainer(callbacks, loggers)
-        # A rank that Lightning starts repeats this job's own options, never a sweep's; and what Lightning leaves in
-        # the environment must not make the next job of a sweep wait for ranks that somebody else would start.
-        arguments, sys.argv = sys.argv, [sys.argv[0], "train", *self.own_arguments()]
+        # Lightning starts ranks by this process's command line; and what it leaves in the environment must not make the
+        # next job of this process wait for ranks that somebody else would start.
+        arguments = sys.argv
+        if self.world > 1 and self.rank_zero:
+            sys.argv = [arguments[0], "train", "--job", str(self._written())]
         environment = dict(os.environ)
         try:
             trainer.fit(
@@ -281,10 +325,12 @@ class Job:
             return []
         return [EarlyStopping(parts.data.held_out, saving, options["patience"], options["every"])]
 
-    def own_arguments(self) -> list[str]:
-        """Of a command that is this job alone."""
+    @property
+    def command(self) -> str:
+        """That makes this run alone, for a shell."""
         folder = self.composed.config_dir
-        return [*(["--config-dir", str(folder)] if folder else []), *self.composed.overrides]
+        words = [*(["--config-dir", str(folder)] if folder else []), *self.composed.overrides]
+        return shlex.join(["denoiselab", "train", *words])
 
     def _newest(self) -> Path | None:
         """The checkpoint to go on from, and ``step``; its content is not kept, which is four times the network."""
@@ -311,6 +357,7 @@ class Job:
         """Say what is about to run, and write it down."""
         parameters = sum(p.numel() for p in module.denoiser.parameters())
         facts = {
+            "command": self.command,
             "choices": self.composed.choices,
             "overrides": self.composed.overrides,
             "parameters": parameters,
@@ -342,6 +389,16 @@ class Job:
         run = Run.of(parts, content, config["evaluation"]["weights"], file, self.folder.path)
         run.to(device_of("cpu" if config["trainer"]["accelerator"] == "cpu" else "auto"))
         evaluate(run, parts, rerun=False)
+
+
+def environment() -> list[ClusterEnvironment]:
+    """Where ranks come from under SLURM: from its tasks, if this is one of several, and from this process otherwise.
+
+    Lightning would expect tasks wherever SLURM's variables are; and would ask for a requeue itself, which is for
+    whoever submitted the job."""
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        return [SLURMEnvironment(auto_requeue=False)]
+    return [LightningEnvironment()] if "SLURM_JOB_ID" in os.environ else []
 
 
 def _tell_skipped(data: Data, folder: Path) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 from denoiselab.errors import UserError
 from denoiselab.files import write_text
 from denoiselab.report.arms import tabulate
-from denoiselab.report.page import notes, quoted, render, summary
+from denoiselab.report.page import render
 from denoiselab.report.runs import DEPTH, find, read
 from denoiselab.report.tables import frame, markdown
+from denoiselab.report.words import notes, quoted, summary
 
 __all__ = ["write_report"]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from denoiselab.report.axes import axes, key, kind, scale_of
+from denoiselab.report.paired import Difference
 from denoiselab.report.ranking import LOSSES, basis, disagreements, unrankable
 from denoiselab.report.runs import Evaluation, Record, Run, finite
 from denoiselab.report.statistics import mean_ci, number, plain
@@ -47,6 +48,10 @@ class Cell:
     best: bool = False
     unrankable: str | None = None
     """Why it has no place in an order, if it has none."""
+    draws: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Every value, by seed and by seed of the evaluation."""
+    difference: Difference | None = None
+    """From the table's reference arm, if there is a common seed and the two compare."""
 
     @property
     def mixed(self) -> list[str]:
@@ -240,12 +245,14 @@ def _cells(arm: Arm) -> dict[str, Cell]:
     cells: dict[str, Cell] = {}
     for run, evaluations in arm.members:
         found: dict[str, list[float]] = {}
-        for record in [r for e in evaluations for r in e.records] if arm.protocol else [_last_loss(run)]:
+        measured = [(plain(e.protocol.get("seed")), r) for e in evaluations for r in e.records]
+        for drawn, record in measured if arm.protocol else [("", _last_loss(run))]:
             if record.value is None:
                 continue
             found.setdefault(record.name, []).append(record.value)
             cell = cells.setdefault(record.name, Cell(record.name, [], record.better, record.controls, []))
             cell.basis.append(basis(run, arm.protocol or {"weights": "ema"}, record))
+            cell.draws.setdefault(plain(run.seed), {})[drawn] = record.value
             cell.unrankable = cell.unrankable or unrankable(arm.protocol or {}, record)
         for name, values in found.items():
             # Samples of one run vary less than runs do: they count apart only where there is one run.

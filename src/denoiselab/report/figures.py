@@ -9,15 +9,16 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from denoiselab.report.compute import Chart
 from denoiselab.report.runs import Run, finite
 from denoiselab.report.statistics import mean_ci
 
@@ -39,6 +40,9 @@ STYLE = {
     "val/loss_raw": {"linewidth": 1.2, "linestyle": (0, (4, 2))},
     "train/loss": {"linewidth": 0.7},
 }
+
+MARKERS = "osD^vP"
+"""Beside the colours, so that lines can be told apart without them."""
 
 POINTS = 300
 """Of a curve, at most: more cannot be told apart at the width of a page."""
@@ -97,6 +101,72 @@ def buckets(groups: Sequence[Sequence[Run]], panel: str, sources: Sequence[str] 
         _scale(axis, np.concatenate(drawn), wide=0)
         axis.set(xlabel="t (0 data, 1 noise)", ylabel="mean squared error", xlim=(0, 1), title=PANELS[panel])
         return _svg(figure, f"mean squared error of {panel} over t")
+
+
+def quality(chart: Chart, labels: Sequence[str]) -> str | None:
+    """A measurement over what it costs, with 95% intervals; a colour and a marker per label, None without any of them.
+
+    What real data give is a grey band, or a grey line where its spread is not known.
+    """
+    lines = {line.label: line.points for line in chart.lines}
+    means = np.array([point.mean for points in lines.values() for point in points])
+    places = sorted({point.x for points in lines.values() for point in points})
+    if not lines.keys() & set(labels):
+        return None
+    with _style():
+        figure, axis = _panel(4.0, 3.0)
+        if chart.band:
+            low, high, _ = chart.band
+            axis.axhspan(low, high, color=INK, alpha=0.12, linewidth=0)
+            axis.axhline((low + high) / 2, color=INK, alpha=0.45, linewidth=0.9, linestyle=(0, (1, 2)))
+        steps = _costs(axis, places)
+        for i, label in enumerate(labels):
+            points = lines.get(label, [])
+            x = [steps(point.x, i - (len(labels) - 1) / 2) for point in points]
+            half = [point.half or 0.0 for point in points]
+            style: dict[str, Any] = {"color": COLOURS[i], "marker": MARKERS[i], "markersize": 4.5, "linewidth": 1.2}
+            axis.errorbar(x, [point.mean for point in points], half, elinewidth=1.0, capsize=2, **style)
+        reached = [chart.band[1]] if chart.band and (chart.band[1] > 0 or means.min() <= 0) else []
+        _scale(axis, np.concatenate([means, reached]), wide=5)
+        axis.set(xlabel=chart.x)
+        return _svg(figure, f"a measurement over {chart.x}")
+
+
+def _costs(axis: Axes, places: list[float]) -> Callable[[float, float], float]:
+    """An axis of costs with ticks at those that there are, logarithmic if they span a factor of 3; and where a point
+    goes that is to stand a little beside its place, since error bars would hide each other."""
+    low, high = places[0], places[-1]
+    log = low > 0 and high / low >= 3
+    if log:
+        axis.set_xscale("log")
+        span = math.log(high / low)
+        limits = (low * math.exp(-0.08 * span), high * math.exp(0.08 * span))
+    else:
+        span = high - low
+        limits = (low - 0.08 * span, high + 0.08 * span)
+    at = {x: (math.log(x / low) if log else x - low) / span for x in places}
+    ticks: list[float] = []
+    for x in [low, high, *places[1:-1]]:  # the ends first, and of the others those that have room
+        if all(abs(at[x] - at[tick]) > 0.13 for tick in ticks):
+            ticks.append(x)
+    axis.xaxis.set_major_locator(FixedLocator(sorted(ticks)))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    axis.set_xlim(limits)
+    return lambda x, beside: x * math.exp(0.012 * beside * span) if log else x + 0.012 * beside * span
+
+
+def short(value: float) -> str:
+    """A large number in a few characters.
+
+    >>> short(50), short(38400), short(773185), short(2.5e15), short(0.5)
+    ('50', '38.4k', '773k', '2.5e15', '0.5')
+    """
+    for size, unit in ((1e12, ""), (1e9, "G"), (1e6, "M"), (1e3, "k"), (0, "")):
+        if abs(value) >= size:
+            text = f"{value:.3g}" if not unit else f"{value / size:.3g}{unit}"
+            return text.replace("e+", "e")
+    return f"{value:g}"
 
 
 def _over_seeds(curves: list[tuple[list[int], list[float]]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

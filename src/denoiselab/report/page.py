@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,12 +11,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from denoiselab.report import figures
-from denoiselab.report.arms import Arm, Group, Table, protocol_facts
+from denoiselab.report.arms import Group, Table
 from denoiselab.report.axes import axes
+from denoiselab.report.compute import Chart, Compute, of_sampling, of_training
+from denoiselab.report.importance import importance
 from denoiselab.report.pictures import Picture, embed
 from denoiselab.report.ranking import dataset
 from denoiselab.report.runs import Record, Run, finite
 from denoiselab.report.statistics import mean_ci, number, plain
+from denoiselab.report.words import counted, depends, direction, facts, listed, notes, quoted, summary
 
 PER_FIGURE, FIGURES = len(figures.COLOURS), 4
 """Groups of runs in a figure, and figures of a kind: more colours cannot be told apart, more figures are not read."""
@@ -35,6 +37,16 @@ class Curves:
 
     legend: list[tuple[str, str]]
     panels: list[Markup]
+
+
+@dataclass
+class Against:
+    """Quality against one kind of compute: figures, what is not in them, what the bands are, lines left out."""
+
+    curves: list[Curves]
+    notes: list[str]
+    bands: str
+    left_out: int
 
 
 @dataclass
@@ -66,14 +78,17 @@ def render(runs: list[Run], table: Table, title: str) -> str:
         table=table,
         quoted=quoted(table.arms),
         notes=notes(table),
-        directions={name: _direction(table, name) for name in table.metrics},
+        directions={name: direction(table, name) for name in table.metrics},
         depends=depends(table),
+        sampling=against(of_sampling(table)),
+        training=against(of_training(table)),
+        importance=importance(table),
         losses=losses(drawn),
         buckets=buckets(drawn),
         caution=caution(drawn),
         several=len(drawn) > 1,
         left_out=max(0, len(drawn) - PER_FIGURE * FIGURES),
-        seeds=_range([len(group.counted) for group in drawn], "seed"),
+        seeds=counted([len(group.counted) for group in drawn], "seed"),
         galleries=[gallery for gallery in galleries(runs, table) if gallery.pictures],
         looks=[gallery for gallery in looks(table.groups) if gallery.pictures],
         alarms=[(run.name, look.name, look.step, text) for run in runs for look in run.looks for text in look.alarms],
@@ -84,69 +99,21 @@ def render(runs: list[Run], table: Table, title: str) -> str:
     )
 
 
-def summary(runs: list[Run], table: Table) -> str:
-    """How many runs, how they ended, what differs between them."""
-    states = Counter(run.state for run in runs)
-    ended = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
-    if len(runs) == 1:
-        text = f"One run, {runs[0].state}, {runs[0].steps} optimizer steps, seed {plain(runs[0].seed)}."
-    else:
-        seeds = sorted({plain(run.seed) for run in runs if run.identity})
-        text = f"{len(runs)} runs ({ended}) with {len(seeds)} different seed{'s' * (len(seeds) != 1)}."
-    columns = {name: [group.axes[name] for group in table.groups] for name in _group_axes(table)}
-    columns |= {name: [arm.axes[name] for arm in table.arms] for name in table.axes if name not in columns}
-    differ = [f"{name} ({_values(texts)})" for name, texts in columns.items()]
-    if differ:
-        return f"{text} {'Its evaluations' if len(runs) == 1 else 'They'} differ in {_listed(differ)}."
-    return text if len(runs) == 1 else f"{text} They differ in nothing but the seed."
+def against(compute: Compute) -> Against:
+    """Charts of quality over compute, a panel per measurement and cost, with what their grey bands are."""
+    shown, found = compute.labels[: PER_FIGURE * FIGURES], []
+    for start in range(0, len(shown), PER_FIGURE):
+        part = shown[start : start + PER_FIGURE]
+        panels = [titled(chart, svg) for chart in compute.charts if (svg := figures.quality(chart, part))]
+        found.append(Curves(list(zip(figures.COLOURS, part, strict=False)), panels))
+    bands = dict.fromkeys(f"{chart.metric}: {chart.band[2]}" for chart in compute.charts if chart.band)
+    return Against(found, compute.notes, ", ".join(bands), len(compute.labels) - len(shown))
 
 
-def quoted(arms: list[Arm]) -> str:
-    """The protocol that every number of the table goes with; what takes many values is left to the table."""
-    found: dict[str, list[str]] = {}
-    for arm in arms:
-        for name, text in protocol_facts(arm.protocol).items() if arm.protocol else ():
-            found.setdefault(name, []).append(text)
-    values = {name: list(dict.fromkeys(texts)) for name, texts in found.items() if any(texts)}
-    samples = "; ".join(" or ".join(v) if len(v) <= 3 else f"{name} as in the table" for name, v in values.items())
-    return f"{samples or 'No samples were measured'}; {_range([arm.seeds for arm in arms], 'seed')} per arm."
-
-
-def notes(table: Table) -> list[str]:
-    """How to read the table of arms."""
-    cells = [cell for arm in table.arms for cell in arm.cells.values()]
-    found = []
-    if any(cell.half is not None for cell in cells):
-        found.append(
-            "±: half the width of the 95% confidence interval of the mean over seeds (of a single run: over its "
-            "evaluation seeds, which says nothing of other runs), by Student's t."
-        )
-    if any(len(cell.values) == 1 for cell in cells):
-        found.append("A value without ± comes from one seed: no interval can be given.")
-    if any(cell.best for cell in cells):
-        found.append("Bold marks the best mean of a column; where intervals overlap, the order may be chance.")
-    if any(cell.control for cell in cells):
-        found.append(
-            "Beside a value in small print or brackets: its control, what the same measurement gives on real data, on "
-            "real data that were encoded and decoded, or on what a simpler method makes."
-        )
-    runs = [run for group in table.groups for run in group.runs]
-    made = axes([{"git": run.record.get("git"), "versions": run.record.get("versions")} for run in runs])
-    if made:
-        differ = [f"{name.removeprefix('versions.')} ({_values(texts)})" for name, texts in made.items()]
-        found.append(f"Not all runs were made with the same code: they differ in {_listed(differ)}.")
-    return [*found, *table.notes]
-
-
-def depends(table: Table) -> list[tuple[str, str]]:
-    """Per measurement, the protocol that it records of itself."""
-    found = {}
-    for arm in table.arms:
-        for evaluation in [e for _, evaluations in arm.members for e in evaluations]:
-            for record in evaluation.records:
-                text = ", ".join(f"{name} {plain(value)}" for name, value in record.protocol.items())
-                found.setdefault(record.name, text)
-    return [(name, text) for name, text in found.items() if text]
+def titled(chart: Chart, svg: str) -> Markup:
+    arrow = {"lower": "↓", "higher": "↑"}.get(chart.better, "")
+    only = Markup("<small>{}</small>").format(chart.only) if chart.only else ""
+    return Markup('<p class="panel">{} {}{}</p>{}').format(_breakable(chart.metric), arrow, only, Markup(svg))
 
 
 def losses(groups: list[Group]) -> list[Curves]:
@@ -194,7 +161,7 @@ def caution(groups: list[Group]) -> str:
         for group in groups
     ]
     found = list(dict.fromkeys(name.partition(".")[0] for name in axes(basis)))
-    return _listed(found)
+    return listed(found)
 
 
 def galleries(runs: list[Run], table: Table) -> list[Gallery]:
@@ -281,53 +248,6 @@ def speed(groups: list[Group]) -> list[list[str]]:
     return found
 
 
-def facts(run: Run) -> list[tuple[str, str]]:
-    """What is recorded of a run, in words."""
-
-    def pairs(name: str) -> str:
-        value = run.record.get(name)
-        return ", ".join(f"{k} {plain(v)}" for k, v in value.items()) if isinstance(value, dict) else ""
-
-    record, seconds = run.record, finite(run.status.get("seconds"))
-    found = {
-        "state": f"{run.state}, {run.steps} steps",
-        "options": pairs("choices"),
-        "loss": str(record.get("loss") or ""),
-        "weight on the x_0 error": str(record.get("weight") or ""),
-        "parameters": plain(record["parameters"]) if "parameters" in record else "",
-        "samples": pairs("sizes"),
-        "hardware": str(record.get("hardware") or ""),
-        "started": str(run.status.get("started") or ""),
-        "seconds": number(seconds) if seconds is not None else "",
-        "git revision": str(record.get("git") or ""),
-        "versions": pairs("versions"),
-    }
-    return [(name, text) for name, text in found.items() if text]
-
-
 def _breakable(name: str) -> Markup:
     """A name that may be broken after its underscores and dots, so that columns stay narrow."""
     return escape(name).replace("_", Markup("_<wbr>")).replace(".", Markup(".<wbr>"))
-
-
-def _direction(table: Table, name: str) -> str:
-    found = {arm.cells[name].better for arm in table.arms if name in arm.cells}
-    return {"lower": "↓", "higher": "↑"}.get(found.pop(), "") if len(found) == 1 else ""
-
-
-def _group_axes(table: Table) -> list[str]:
-    return list(table.groups[0].axes) if table.groups else []
-
-
-def _values(texts: list[str]) -> str:
-    found = list(dict.fromkeys(texts))
-    return ", ".join(found) if len(found) <= 6 else f"{len(found)} values"
-
-
-def _listed(words: list[str]) -> str:
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
-def _range(counts: list[int], noun: str) -> str:
-    low, high = min(counts, default=0), max(counts, default=0)
-    return f"{low if low == high else f'{low} to {high}'} {noun}{'s' * (high != 1)}"

@@ -40,6 +40,8 @@ class Evaluation:
     protocol: dict[str, Any]
     records: list[Record]
     picture: Path | None
+    choices: dict[str, Any] = field(default_factory=dict)
+    """The options that it was composed of, by group; empty in older ones."""
 
 
 @dataclass
@@ -207,7 +209,8 @@ def _evaluation(path: Path, problems: list[str]) -> Evaluation | None:
     if not isinstance(content.get("protocol"), dict):
         return None
     picture = path.with_name("samples.png")
-    return Evaluation(content["protocol"], _records(content), picture if picture.is_file() else None)
+    picture = picture if picture.is_file() else None
+    return Evaluation(content["protocol"], _records(content), picture, _dict(content, "choices"))
 
 
 def _records(content: dict[str, Any]) -> list[Record]:
