@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format pictures bench bench-gpu proofs clean
+.PHONY: demo test check format pictures bench bench-gpu proofs ray clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -44,6 +44,10 @@ bench-gpu: .venv/installed
 # What takes minutes: kill -9 at many points, each compared bit for bit.
 proofs: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m slow
+
+# A study on a Ray cluster of this machine, with a run that is killed.
+ray: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 0 -m ray
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -169,17 +169,6 @@ def test_a_failing_job_does_not_stop_the_others(tmp_path: Path, called):
     assert states == ["done", "done", "failed"]
 
 
-def test_two_ranks_in_a_sweep(tmp_path: Path, command):
-    ranks = ["trainer=ddp_cpu", "data.batch_size=16"]
-    result = command("train", "-m", *QUICK, *ranks, "seed=1,2", timeout=180)
-    assert result.returncode == 0, result.stderr
-    folders = list(tmp_path.glob("outputs/runs/*"))
-    assert len(folders) == 2
-    assert all(len(list(f.glob("metrics.jsonl"))) == 1 for f in folders)
-    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    assert str(tmp_path) not in listed
-
-
 def test_sample_evaluate_and_report(example_run: Path, command, called, tmp_path: Path):
     ckpt = f"ckpt={example_run}"
     result = command("sample", ckpt, "sampler=ddim", "sampler.steps=2", "guidance.scale=2", "n=20", "output=drawn")

@@ -28,10 +28,11 @@ LAYERS = {
     "preference": MEASURING | {"jinja2", "markupsafe"},
     "report": {"jinja2", "markupsafe", "pandas", "numpy", "scipy", "matplotlib", "PIL", "yaml", "optuna"},
     "module sharding callbacks loggers training initial": TRAINING,
-    "evaluation inspection content encoding run run_folder": TRAINING,
+    "evaluation inspection content drawing encoding measuring outline run run_folder": TRAINING,
     "compose experiment checks cli": CONFIGURING,
     "launcher": {"torch", "submitit", "ray"},
     "sweeper": {"optuna"},
+    "dashboard": {"yaml", "wandb", "wandb_workspaces"},
     "bench": TRAINING | {"diffusers"},
 }
 STANDARD = __import__("sys").stdlib_module_names

@@ -14,11 +14,9 @@ from denoiselab.module import Diffusion
 from denoiselab.training import Job
 
 assert denoiselab
-OUTPUT = (
-    Path(sys.argv[1])
-    if len(sys.argv) == 2
-    else Path(next(a for a in sys.argv if a.startswith("output_dir=")).partition("=")[2]).parent
-)
+# This script is given a folder; the rank that Lightning starts is given the job's file, which lies in
+# FOLDER/outputs/runs/.jobs.
+OUTPUT = Path(sys.argv[1]) if len(sys.argv) == 2 else Path(sys.argv[-1]).parents[3]
 
 step = Diffusion.training_step
 

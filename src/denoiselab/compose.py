@@ -57,6 +57,7 @@ def compose(app: str, overrides: Sequence[str], config_dir: Path | None = None) 
         UserError: an unknown group, option or key, or a value of another type than the default's; in one line, with
             the nearest valid names.
     """
+    import yaml
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
@@ -86,6 +87,10 @@ def compose(app: str, overrides: Sequence[str], config_dir: Path | None = None) 
                 return hydra_compose(app, [*search, *lines], return_hydra_config=True)
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(_first_line(error)) from None
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark
+            where = f"{mark.name}, line {mark.line + 1}" if mark else "an option file"
+            raise UserError(f"{where}: not YAML ({error.problem})") from None
 
     chosen = composed(groups)
     choices = {k: v for k, v in OmegaConf.to_container(chosen.hydra.runtime.choices).items() if k in known}  # type: ignore[union-attr]
@@ -133,6 +138,26 @@ def sweeps(override: str) -> bool:
     (True, False)
     """
     return _parse([override])[0][1].is_sweep_override()
+
+
+def value_of(override: str) -> Any:
+    """The value that it gives its option.
+
+    >>> value_of("ckpt='a, b'"), value_of("sampler.steps=10")
+    ('a, b', 10)
+    """
+    return _parse([override])[0][1].value()
+
+
+def interval(override: str) -> tuple[float, float, set[str]] | None:
+    """Ends and tags of an option that may have any value between two; whole ends are for whole values.
+
+    >>> interval("ema.beta=tag(log,interval(0.5,1))"), interval("seed=0,1")
+    ((0.5, 1.0, {'log'}), None)
+    """
+    value = _parse([override])[0][1].value()
+    ends = getattr(value, "start", None), getattr(value, "end", None)
+    return None if None in ends else (*ends, set(value.tags))
 
 
 def write_job(composed: Composed, file: Path) -> None:

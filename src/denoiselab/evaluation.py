@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,11 +27,16 @@ from denoiselab.progress import Progress
 from denoiselab.run import Run
 from denoiselab.run_folder import digest, versions
 
+RESULT = "evaluation.json"
+
 SHOWN = 100
 """Most samples in a grid."""
 
 RECONSTRUCTED = 10
 """Reconstructions in a picture."""
+
+CHOSEN = ("sampler", "spacing", "guidance", "metrics", "schedule")
+"""Groups that an evaluation is composed of."""
 
 
 def address(config: dict[str, Any]) -> str:
@@ -38,13 +44,20 @@ def address(config: dict[str, Any]) -> str:
     return digest(by_content({key: config[key] for key in ("sampler", "spacing", "guidance", "evaluation", "metrics")}))
 
 
-def evaluate(run: Run, parts: Parts, rerun: bool = False) -> Path:
+def folder_of(run: Run, parts: Parts) -> Path:
+    """RUN/evaluations/ADDRESS of the evaluation of a run by these parts. Where samples are made along another schedule
+    than was trained along, that is part of the address."""
+    return run.folder / "evaluations" / digest([address(parts.config), run.step, *run.elsewhere(parts)])
+
+
+def evaluate(run: Run, parts: Parts, rerun: bool = False, choices: Mapping[str, str] | None = None) -> Path:
     """Sample, measure, and write RUN/evaluations/ADDRESS/evaluation.json with a grid beside it.
 
     Args:
         run: with the weights to measure.
         parts: the evaluation's sampler, guidance and metrics; its configuration's ``evaluation`` says n and seed.
         rerun: measure again even if this evaluation of this step exists.
+        choices: the options that the configuration was composed of, by group; kept for reports.
 
     Returns:
         The evaluation's folder.
@@ -52,9 +65,8 @@ def evaluate(run: Run, parts: Parts, rerun: bool = False) -> Path:
     config = parts.config
     n, seed = config["evaluation"]["n"], config["evaluation"]["seed"]
     check_evaluates(run.denoiser)
-    elsewhere = run.elsewhere(parts)
-    folder = run.folder / "evaluations" / digest([address(config), run.step, *elsewhere])
-    file = folder / "evaluation.json"
+    folder = folder_of(run, parts)
+    file = folder / RESULT
     if not rerun and file.is_file():
         _tell(f"already evaluated: {folder}")
         return folder
@@ -85,6 +97,7 @@ def evaluate(run: Run, parts: Parts, rerun: bool = False) -> Path:
     }
     result = {
         "protocol": protocol,
+        "choices": {group: name for group, name in (choices or {}).items() if group in CHOSEN},
         "records": [asdict(record) for record in records],
         "buckets": buckets,
         "seconds": round(time.perf_counter() - started, 2),

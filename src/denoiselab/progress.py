@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from pathlib import Path
+
+began: float | None = None
+"""When this command's process began, by time.time; None where denoiselab is used as a library."""
+
+
+def note_begin() -> None:
+    """Find out when this process began: what Linux says, or now."""
+    global began
+    began = time.time()
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])  # field 22, since boot
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return
+    began -= uptime - ticks / os.sysconf("SC_CLK_TCK")
 
 
 class Progress:

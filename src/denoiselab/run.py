@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,14 +16,15 @@ from denoiselab.compose import compose, plain, read_yaml
 from denoiselab.conditioning import NULL
 from denoiselab.data.base import Batch, Data
 from denoiselab.denoiser import Denoiser
+from denoiselab.drawing import drawn
 from denoiselab.errors import CheckpointError, UserError
 from denoiselab.exchange import ours
 from denoiselab.experiment import Parts
 from denoiselab.loss import Loss
-from denoiselab.rng import Noise
 
 BATCH = 256
-"""Samples per network call; sample i does not depend on it."""
+"""Samples per network call. Sample i has the same noise whatever the batch, and the same bits where batches are
+the same, which no number of devices changes."""
 
 OF_TRAINING = ("callbacks", "diagnostics", "logger", "launcher", "sweeper")
 """Groups that a run which is only loaded makes nothing of."""
@@ -56,14 +56,28 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def device_of(option: str) -> torch.device:
-    """Where to sample: ``auto`` is a GPU if there is one.
+    """Where one device is enough: the first of ``devices_of``."""
+    return devices_of(option)[0]
+
+
+def devices_of(option: str, chosen: Any = None) -> list[torch.device]:
+    """Where to sample: ``auto`` is all GPUs that this process may use, or the CPU where there is none; ``cuda`` is all
+    GPUs.
+
+    Args:
+        chosen: of the GPUs, as a Trainer's ``devices``: how many, a list of their numbers, or anything else for all.
 
     Raises:
         UserError: it is none of ``DEVICES``, or there is no GPU.
     """
-    if option not in DEVICES or (option == "cuda" and not torch.cuda.is_available()):
+    here = torch.cuda.is_available()
+    if option not in DEVICES or (option == "cuda" and not here):
         raise UserError(f"device={option}: need one of {', '.join(DEVICES)}, and a GPU of CUDA's for cuda")
-    return torch.device("cuda" if option != "cpu" and torch.cuda.is_available() else "cpu")
+    if option == "cpu" or not here:
+        return [torch.device("cpu")]
+    numbers = chosen if isinstance(chosen, list) else range(torch.cuda.device_count())
+    most = chosen if isinstance(chosen, int) and chosen > 0 else None
+    return [torch.device("cuda", number) for number in numbers[:most]]
 
 
 def load(path: str | Path, weights: str = "ema") -> Run:
@@ -89,16 +103,26 @@ def load(path: str | Path, weights: str = "ema") -> Run:
         raise UserError(f"weights={weights}: need ema or raw")
     if ours.is_export(Path(path)):
         file, content = Path(path), ours.read(Path(path), PREFIX)
-        folder, config = file, content["denoiselab"]["config"]
-    else:
-        file = find_checkpoint(path)
-        content = checkpoint.load(file)
-        folder, config = _folder(file), read_yaml(content["denoiselab"]["config"], f"{file} (config)")
+        return Run.of(parts_of(content, file, content["denoiselab"]["config"]), content, weights, file, file)
+    file = find_checkpoint(path)
+    content = checkpoint.load(file)
+    return Run.of(parts_of(content, file), content, weights, file, folder_of(file))
+
+
+def parts_of(content: dict[str, Any], file: Path, config: dict[str, Any] | None = None) -> Parts:
+    """What a checkpoint says a run was made of; it is not trusted.
+
+    Args:
+        content: of the file.
+        config: None for the one in the content.
+    """
+    if config is None:
+        config = read_yaml(content["denoiselab"]["config"], f"{file} (config)")
     interface = content["denoiselab"]["interface"]
     config = {group: node for group, node in config.items() if group not in OF_TRAINING}
     trust.check(config, str(file))
     trust.check(interface, str(file))
-    return Run.of(Parts(config, interface=interface), content, weights, file, folder)
+    return Parts(config, interface=interface)
 
 
 def frozen(ckpt: str, weights: str = "ema") -> Denoiser:
@@ -126,14 +150,15 @@ def _under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _load(module: nn.Module, prefix: str, state: dict[str, Tensor], source: Path) -> None:
+    shapes_only = any(parameter.is_meta for parameter in module.parameters())
     try:
-        module.load_state_dict(_under(prefix, state))
+        module.load_state_dict(_under(prefix, state), assign=shapes_only)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{source}: weights do not fit ({prefix}*): {reason}") from None
 
 
-def _folder(file: Path) -> Path:
+def folder_of(file: Path) -> Path:
     """The run directory of a checkpoint, or a folder of its own name beside a file that lies elsewhere."""
     run = file.parent.parent
     return run if (run / "identity.json").is_file() else file.with_suffix("")
@@ -167,6 +192,8 @@ class Run:
         self.schedule = parts.schedule.to(self.device)
         self.codec = parts.codec.to(self.device)
         self.learned = learned
+        self.others: list[torch.device] = []
+        """Devices beside its own that samples are drawn on."""
 
     @classmethod
     def of(cls, parts: Parts, content: dict[str, Any], weights: str, file: Path, folder: Path) -> Run:
@@ -195,8 +222,13 @@ class Run:
     def device(self) -> torch.device:
         return next(self.denoiser.parameters()).device
 
-    def to(self, device: torch.device | str) -> Run:
-        """Move the networks."""
+    def to(self, device: torch.device | str, *others: torch.device) -> Run:
+        """Move the networks.
+
+        Args:
+            others: devices that ``draw`` shares its batches with.
+        """
+        self.others = [*others]
         for part in (self.denoiser, self.schedule, self.codec):
             part.to(device)
         return self
@@ -364,13 +396,4 @@ class Run:
         """
         check_sampler(parts, self.denoiser)
         check_evaluates(self.denoiser)
-        guided, drawn, calls = parts.guidance(self.denoiser), [], 0
-        for start in range(0, len(ids), BATCH):
-            part = ids[start : start + BATCH]
-            noise = Noise(seed, part, self.parts.shape, self.device)
-            asked = {key: value[start : start + BATCH].to(self.device) for key, value in cond.items()}
-            last = deque(parts.sampler.walk(guided, parts.schedule, noise, **asked), maxlen=1).pop()
-            drawn.append(self.codec.decode(last.x_t).float().cpu())
-            calls += len(part) * last.calls
-            progress(len(part))
-        return torch.cat(drawn), calls / len(ids)
+        return drawn(self, parts, cond, ids, seed, BATCH, progress)

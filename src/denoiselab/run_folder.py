@@ -18,6 +18,7 @@ from typing import Any
 
 from denoiselab.errors import RunHeld
 from denoiselab.files import write_text
+from denoiselab.launcher import queue
 
 PACKAGES = (
     "torch",
@@ -96,7 +97,8 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run; one process at a time, stale locks of dead processes on this host taken over.
+        """Hold the run; one process at a time. Locks of dead processes on this host are taken over, and those of SLURM
+        jobs that have ended or were requeued since.
 
         Raises:
             RunHeld: another process holds it.
@@ -104,7 +106,7 @@ class RunFolder:
         self.started = time.time()
         self.path.mkdir(parents=True, exist_ok=True, mode=0o750)
         lock = self.path / "run.lock"
-        mine = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
+        mine = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "slurm": queue.mine()})
         while True:
             try:
                 descriptor = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o640)
@@ -131,6 +133,9 @@ class RunFolder:
             if age < 5:
                 time.sleep(0.1)
                 return
+        if queue.over(holder.get("slurm")):  # also where a process of another has its number now
+            lock.unlink(missing_ok=True)
+            return
         if holder.get("host") == socket.gethostname() and alive(holder.get("pid", -1)):
             raise RunHeld(f"{self.path}: process {holder['pid']} on {holder['host']} works on this run")
         if holder.get("host") not in (None, socket.gethostname()):
@@ -204,4 +209,3 @@ def alive(pid: int) -> bool:
     except PermissionError:
         return True
     return pid > 0
-

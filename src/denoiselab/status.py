@@ -12,7 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from denoiselab.report.runs import finite
+from denoiselab.launcher.queue import SUFFIX, Seen, Submission, ask, read_submission
+from denoiselab.report.runs import DEPTH, find, finite
 from denoiselab.run_folder import alive
 
 TAIL = 65_536
@@ -28,7 +29,8 @@ class Standing:
 
     name: str
     state: str
-    """done, running, failed, preempted, died (its process is gone and said nothing), silent, or unknown."""
+    """done, running, failed, preempted, died (its process is gone and said nothing), silent, or unknown; of jobs of
+    SLURM that wait also queued, or requeued if they ran before."""
     step: int
     max_steps: int | None
     loss: float | None
@@ -49,18 +51,49 @@ class Standing:
 HEAD = ["state", "step", "loss", "steps/s", "left", "run"]
 
 
-def standing(run: Path, root: Path) -> Standing:
-    """A run directory's; files that are missing or torn leave gaps."""
+def standings(folder: Path) -> list[Standing]:
+    """Of every run in a folder, and of those that wait in SLURM's queue and have no directory yet."""
+    runs = find(folder)
+    submitted = _submitted(folder)
+    seen = ask() if submitted else None
+    jobs: dict[Path, tuple[Submission, Seen | None]] = {}
+    for submission, run in submitted if seen is not None else []:
+        job = submission.among(seen or [])
+        if run not in jobs or (job and job.alive):
+            jobs[run] = submission, job
+    waiting = [run for run, (_, job) in jobs.items() if job and job.alive and run not in runs]
+    return [standing(run, folder, jobs.get(run)) for run in sorted([*runs, *waiting])]
+
+
+def _submitted(folder: Path) -> list[tuple[Submission, Path]]:
+    """What was submitted to SLURM, with the run's directory; beside the runs of a folder, or of a run."""
+    found = [file for depth in range(DEPTH) for file in folder.glob(f"{'*/' * depth}.jobs/*{SUFFIX}")]
+    found += folder.parent.glob(f".jobs/{folder.name}-*{SUFFIX}")
+    read = [(submission, file.parents[1]) for file in found if (submission := read_submission(file))]
+    return [(submission, parent / submission.run) for submission, parent in read]
+
+
+def standing(run: Path, root: Path, job: tuple[Submission, Seen | None] | None = None) -> Standing:
+    """A run directory's; files that are missing or torn leave gaps.
+
+    Args:
+        run, root: what it is, and what its name is relative to.
+        job: that was submitted for it, and what SLURM says of that now (None: it is gone).
+    """
     status, row = _status(run / "status.json"), _newest(run / "metrics.jsonl")
     state = str(status.get("state") or "unknown")
+    error = " ".join(str(status.get("error") or "").split())
     step = int(max(finite(status.get("step")) or 0, row.get("step", 0)))
     asked = finite(status.get("max_steps"))
     rate, left = row.get("speed/steps_per_second"), None
     if state == "running":
         state = _still(run, status)
+    if job is not None:
+        state, error = _at(*job, state, error)
+    if state == "running":
         if rate is None and (seconds := _since(status.get("started"))) and step > (finite(status.get("step")) or 0):
             rate = (step - (finite(status.get("step")) or 0)) / seconds
-        if state == "running" and rate and asked is not None:
+        if rate and asked is not None:
             left = (asked - step) / rate
     return Standing(
         name=run.relative_to(root).as_posix() if run != root else run.resolve().name,
@@ -70,7 +103,7 @@ def standing(run: Path, root: Path) -> Standing:
         loss=row.get("train/loss"),
         rate=rate if state == "running" else None,
         left=left,
-        error=" ".join(str(status.get("error") or "").split()),
+        error=error,
     )
 
 
@@ -97,6 +130,17 @@ def duration(seconds: float) -> str:
         if total >= size:
             return f"{total // size} {unit} {total % size // part} {smaller}"
     return f"{total} s"
+
+
+def _at(submission: Submission, job: Seen | None, state: str, error: str) -> tuple[str, str]:
+    """State and what is said of it, going by SLURM where the run cannot know."""
+    if job is None or not job.alive:
+        said = state in ("done", "failed", "preempted")
+        how = f"is {job.state}" if job else "is gone"
+        return (state, error) if said else ("died", f"SLURM job {submission.job} {how}")
+    if job.waits:
+        return "requeued" if job.restarts else "queued", f"SLURM job {job.job}: {job.reason}"
+    return (state, error) if state in ("done", "failed") else ("running", "")
 
 
 def _still(run: Path, status: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from denoiselab import checkpoint, lint
 from denoiselab.callbacks import Checkpoints, EarlyStopping, Inspection, ProgressBar, TrainingMetrics
 from denoiselab.checks import check, check_used
-from denoiselab.compose import Composed, to_yaml, write_job
+from denoiselab.compose import Composed, read_yaml, to_yaml, write_job
 from denoiselab.content import by_content
 from denoiselab.data.base import Data
 from denoiselab.denoiser import Denoiser
@@ -34,7 +34,8 @@ from denoiselab.files import write_text
 from denoiselab.initial import initial, start_from
 from denoiselab.inspection import Kept, folder_of, inspect
 from denoiselab.launcher import Task
-from denoiselab.loggers import JsonLines
+from denoiselab.loggers import JsonLines, evaluated, finishing
+from denoiselab.loggers.facts import Facts, looked_up
 from denoiselab.module import Diffusion, Feed
 from denoiselab.rng import mix
 from denoiselab.run import Run, device_of, find_checkpoint
@@ -77,6 +78,7 @@ class Job:
     def __init__(self, composed: Composed, file: Path | None = None, here: bool = True):
         self.composed, self.file, self.here = composed, file, here
         self.step, self.stopped = 0, False  # where the run stands
+        self.loggers: list[Logger] = []
         self.config = resolve(composed)
         config = self.config
         parts = Parts(config)
@@ -200,7 +202,7 @@ class Job:
             return
         if self.rerun:
             self.set_aside()
-        with self.folder.locked():
+        with self.folder.locked(), finishing(self.loggers):
             try:
                 self.fit()
                 self._evaluate()
@@ -293,7 +295,6 @@ class Job:
             sys.argv = arguments
             os.environ.clear()
             os.environ.update(environment)
-            _finish(loggers, failed=sys.exc_info()[0] is not None)
             if torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
 
@@ -345,13 +346,18 @@ class Job:
         return file
 
     def _loggers(self, parts: Parts) -> list[Logger]:
-        path = self.folder.path
+        """Those of this run, made once."""
+        path, choices = self.folder.path, self.composed.choices
+        text = read_yaml(to_yaml(self.composed), "the configuration")
+        study = choices.get("study", "none")
+        group = self.config["name"] if study == "none" else study
+        facts = Facts(text, choices, self.overrides, looked_up(text, self.config), group, self.folder.revision())
         shared = {"save_dir": path, "id": path.name.rpartition("-")[2], "name": path.name}
-        nodes = self.config["logger"].items()
-        return [
-            JsonLines(path, self.step),
-            *(parts.make(f"logger.{k}", node, **shared) for k, node in nodes if node),
-        ]
+        shared |= {"facts": facts, "step": self.step}
+        nodes = [(f"logger.{name}", node) for name, node in self.config["logger"].items() if node]
+        if not self.loggers:
+            self.loggers += [JsonLines(path, self.step), *(parts.make(name, node, **shared) for name, node in nodes)]
+        return self.loggers
 
     def _announce(self, module: Diffusion, parts: Parts) -> None:
         """Say what is about to run, and write it down."""
@@ -388,7 +394,9 @@ class Job:
         content = checkpoint.load(file)
         run = Run.of(parts, content, config["evaluation"]["weights"], file, self.folder.path)
         run.to(device_of("cpu" if config["trainer"]["accelerator"] == "cpu" else "auto"))
-        evaluate(run, parts, rerun=False)
+        before, trained = {*self.path.glob("evaluations/*")}, bool(self.loggers)
+        made = evaluate(run, parts, rerun=False, choices=self.composed.choices)
+        evaluated(self._loggers(parts), made, new=trained or made not in before)
 
 
 def environment() -> list[ClusterEnvironment]:
@@ -406,17 +414,6 @@ def _tell_skipped(data: Data, folder: Path) -> None:
     if skipped := getattr(data.train, "skipped", []):
         write_text(folder / "bad_samples.jsonl", "".join(f"{json.dumps(row)}\n" for row in skipped))
         say(f"{len(skipped)} bad samples were passed over: {folder / 'bad_samples.jsonl'}")
-
-
-def _finish(loggers: list[Logger], failed: bool) -> None:
-    """Close loggers, so that a next job of the same process starts its own and a failed one is marked so."""
-    for logger in loggers:
-        logger.finalize("failed" if failed else "success")
-    if "wandb" in sys.modules:
-        import wandb
-
-        if wandb.run is not None:
-            wandb.finish(exit_code=1 if failed else 0)
 
 
 def quiet() -> None:

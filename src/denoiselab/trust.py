@@ -26,6 +26,8 @@ EXACT = frozenset(
         "torch.optim.SGD",
         "lightning.pytorch.loggers.WandbLogger",
         "lightning.pytorch.loggers.TensorBoardLogger",
+        "denoiselab.loggers.Wandb",
+        "denoiselab.loggers.TensorBoard",
     }
 )
 PACKAGES = frozenset(

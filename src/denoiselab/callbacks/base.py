@@ -6,24 +6,21 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
 
-from denoiselab.loggers import JsonLines
+from denoiselab.loggers import Dashboard, JsonLines
+from denoiselab.loggers.base import flat
 from denoiselab.module import Diffusion
 
 
 def log(trainer: pl.Trainer, values: dict[str, Any], step: int | None = None) -> None:
     """Send numbers and lists of numbers to every logger; a list becomes name/00, name/01, ... on dashboards."""
     step = trainer.global_step if step is None else step
-    flat = {
-        name if index is None else f"{name}/{index:02d}": number
-        for name, value in values.items()
-        for index, number in (enumerate(value) if isinstance(value, list) else [(None, value)])
-        if number is not None
-    }
     for logger in trainer.loggers:
-        logger.log_metrics(values if isinstance(logger, JsonLines) else flat, step)
+        if isinstance(logger, Dashboard):
+            logger.row(values, step)
+        else:
+            logger.log_metrics(values if isinstance(logger, JsonLines) else flat(values), step)
 
 
 def show(trainer: pl.Trainer, folder: Path, name: str, picture: Image.Image) -> None:
@@ -37,22 +34,16 @@ def show(trainer: pl.Trainer, folder: Path, name: str, picture: Image.Image) -> 
 
 def send(trainer: pl.Trainer, name: str, picture: Image.Image) -> None:
     """Send a picture to the dashboards."""
-    step = trainer.global_step
     for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            logger.log_image(f"pictures/{name}", [picture], step)
-        elif isinstance(logger, TensorBoardLogger):
-            from torchvision.transforms.functional import pil_to_tensor
-
-            logger.experiment.add_image(f"pictures/{name}", pil_to_tensor(picture.convert("RGB")), step)
+        if isinstance(logger, Dashboard):
+            logger.show(name, picture, trainer.global_step)
 
 
 def send_table(trainer: pl.Trainer, name: str, table: dict[str, list[Any]]) -> None:
     """Send a table, columns by name, to the dashboards that show tables."""
     for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            rows = [list(row) for row in zip(*table.values(), strict=True)]
-            logger.log_table(f"tables/{name}", columns=[*table], data=rows, step=trainer.global_step)
+        if isinstance(logger, Dashboard):
+            logger.table(name, table, trainer.global_step)
 
 
 class Periodic(pl.Callback):

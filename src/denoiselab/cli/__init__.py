@@ -9,14 +9,18 @@ import sys
 from pathlib import Path
 
 from denoiselab.errors import UserError
+from denoiselab.progress import note_begin
 from denoiselab.version import __version__
 
 COMMANDS = {
     "train": "train a model, or with -m sweep options; re-issuing a command continues or skips",
+    "study": "make the runs that a question needs, and the report that answers it",
     "sample": "draw samples from a run or a checkpoint",
     "evaluate": "measure a run or a checkpoint",
     "status": "how runs stand: done, running and for how long, failed and why",
     "report": "one page from a run or a folder of runs",
+    "wandb-report": "a report on wandb's server from a folder of runs, or its description",
+    "wandb-sweep": "a sweep file whose agents call `denoiselab train`",
     "preference": "which of two runs' samples people prefer: a blinded sheet, and its score",
     "encode": "turn the images of a data set into latents",
     "export": "write a run's network for diffusers, or as safetensors",
@@ -41,6 +45,7 @@ commands:
 def main(argv: list[str] | None = None) -> None:
     """Run a command and exit with its status: 0 done, 1 a run failed, 2 a mistake in the command, 3 non-finite
     loss, 74 cannot save, 75 the run is held by another process, 128+n ended by signal n."""
+    note_begin()
     arguments = sys.argv[1:] if argv is None else argv
     sys.exit(run(arguments))
 
@@ -65,7 +70,7 @@ def run(arguments: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     try:
-        module = {"import": "import_"}.get(command, command)
+        module = {"import": "import_"}.get(command, command.replace("-", "_"))
         return importlib.import_module(f"denoiselab.cli.{module}").main(rest)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

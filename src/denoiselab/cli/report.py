@@ -8,8 +8,9 @@ from denoiselab.errors import UserError
 
 USAGE = """usage: denoiselab report RUN_OR_FOLDER [output=FILE.html]
 
-One self-contained page (and report.csv, report.md) from a run directory or a folder of runs: what differs, a table of
-arms with intervals over seeds, learning curves, the loss by timestep, sample grids, and what failed."""
+One self-contained page (and report.csv, report.md, report.tex) from a run directory or a folder of runs: a study's
+question and what became of its claims, a table of arms with intervals over seeds and paired differences, learning
+curves, the loss by timestep, sample grids, what failed, and how to reproduce each row."""
 
 
 def main(arguments: list[str]) -> int:

@@ -11,7 +11,8 @@ from denoiselab.errors import UserError
 USAGE = """usage: denoiselab status RUN_OR_FOLDER [watch=SECONDS]
 
 How runs stand: done, running with steps per second and the time that is left, failed with the error, died without a
-word. watch=2 looks again every two seconds until no run goes on; end it with Ctrl-C."""
+word; with SLURM also queued or requeued, with the id of the job. watch=2 looks again every two seconds until no run
+goes on; end it with Ctrl-C."""
 
 
 def main(arguments: list[str]) -> int:
@@ -23,19 +24,17 @@ def main(arguments: list[str]) -> int:
     if len(folders) != 1 or folders[0].startswith("-"):
         raise UserError(f"{' '.join(arguments)}: need one run directory or folder, as in: denoiselab status outputs")
     folder, seconds = Path(folders[0]), _seconds(options[-1]) if options else None
-    from denoiselab.report.runs import find
-    from denoiselab.status import standing, table
+    from denoiselab.status import standings, table
 
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     while True:
-        runs = find(folder)
-        if not runs:
+        found = standings(folder)
+        if not found:
             raise UserError(f"{folder}: no run here; a run directory holds identity.json")
-        found = [standing(run, folder) for run in runs]
         clear = "\x1b[H\x1b[2J" if seconds is not None and sys.stdout.isatty() else ""
         print(f"{clear}{table(found)}", flush=True)
-        if seconds is None or not any(one.state == "running" for one in found):
+        if seconds is None or not any(one.state in ("running", "queued", "requeued") for one in found):
             return 0
         time.sleep(seconds)
 

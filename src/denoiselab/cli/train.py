@@ -69,11 +69,16 @@ class Training:
         here: whether they are made on this machine.
     """
 
+    what, was = "runs", "done and evaluated before"
+
     def __init__(self, config_dir: Path | None, here: bool):
         self.config_dir, self.here = config_dir, here
 
+    def compose(self, overrides: list[str]) -> Composed:
+        return compose("train", overrides, self.config_dir)
+
     def job(self, overrides: list[str]) -> Job:
-        composed = compose("train", overrides, self.config_dir)
+        composed = self.compose(overrides)
         from denoiselab.training import Job  # after composing: a mistyped option need not wait for torch
 
         return Job(composed, here=self.here)

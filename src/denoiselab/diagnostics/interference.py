@@ -19,7 +19,6 @@ from denoiselab.diagnostics.figure import render, sheet
 from denoiselab.diagnostics.objective import AT_ONCE, Objective
 from denoiselab.diagnostics.subject import Subject, Told
 from denoiselab.metrics.base import Measurement
-from denoiselab.module import parameter_groups
 from denoiselab.rng import Noise, generator
 from denoiselab.timesteps import Place, Slot
 
@@ -153,6 +152,8 @@ class Interference(Diagnostic):
 
     def trained(self, subject: Subject, objective: Objective, slot: int | str, seed: int) -> Denoiser:
         """A copy of the weights, some steps later; samples and noise do not depend on the slot."""
+        from denoiselab.module import parameter_groups  # with it comes lightning, which measuring does not need
+
         learner = copy.copy(objective)
         learner.denoiser = copy.deepcopy(objective.denoiser).train()
         node = {**subject.run.parts.config["optimizer"], "lr": self.rate(subject)}

@@ -2,5 +2,7 @@
 
 from denoiselab.launcher.base import Launcher, Source, Task
 from denoiselab.launcher.local import Local
+from denoiselab.launcher.ray import Ray
+from denoiselab.launcher.slurm import Slurm
 
-__all__ = ["Launcher", "Local", "Source", "Task"]
+__all__ = ["Launcher", "Local", "Ray", "Slurm", "Source", "Task"]

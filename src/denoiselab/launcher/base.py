@@ -89,6 +89,10 @@ class Launcher:
         """This process was told to stop: hand the signal on to these, or say what becomes of them."""
         raise NotImplementedError
 
+    def withdraw(self) -> list[Task]:
+        """Take back those of the running that have not begun, since nothing further is to."""
+        return []
+
     def check(self, task: Task) -> None:
         """Refuse a task that could never start here."""
 
@@ -108,6 +112,8 @@ class Launcher:
             while True:
                 if came or source.stopped:
                     waiting = []
+                    for task in [] if came else self.withdraw():
+                        del self.running[task]
                 else:
                     new = source.take(len(waiting) + len(self.running))
                     for task in new:

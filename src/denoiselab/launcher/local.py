@@ -95,7 +95,7 @@ class Local(Launcher):
             stdout=subprocess.PIPE,
             stderr=None if live else subprocess.PIPE,
             start_new_session=True,  # signals of the terminal come once, from here
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            preexec_fn=die_with_parent if sys.platform == "linux" else None,
         )
         prefix = f"[{task.label}] " if self.at_once > 1 else ""
         streams = [(process.stdout, sys.stdout, ""), (process.stderr, sys.stderr, prefix)]
@@ -113,7 +113,7 @@ class Local(Launcher):
                 handle.told, handle.end = True, handle.end + GRACE
             return None
         if status:
-            _kill_group(handle.process.pid)
+            kill_group(handle.process.pid)
         self.gpus += handle.gpus
         for pump in handle.pumps:
             pump.join()
@@ -132,13 +132,13 @@ def _pump(source: IO[str], sink: IO[str], prefix: str) -> None:
             sink.flush()
 
 
-def _kill_group(leader: int) -> None:
+def kill_group(leader: int) -> None:
     """What is left of a run whose first process died: its other ranks, its loaders."""
     with suppress(ProcessLookupError):
         os.killpg(leader, signal.SIGKILL)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGTERM)
 
 

@@ -7,8 +7,12 @@ from pathlib import Path
 from denoiselab.errors import UserError
 from denoiselab.files import write_text
 from denoiselab.report.arms import tabulate
+from denoiselab.report.claims import judge
+from denoiselab.report.latex import latex
 from denoiselab.report.page import render
+from denoiselab.report.reference import compare
 from denoiselab.report.runs import DEPTH, find, read
+from denoiselab.report.studies import studies
 from denoiselab.report.tables import frame, markdown
 from denoiselab.report.words import notes, quoted, summary
 
@@ -16,7 +20,7 @@ __all__ = ["write_report"]
 
 
 def write_report(folder: Path, output: Path | None = None) -> Path:
-    """Write a self-contained HTML page about the runs in a folder, and its table beside it as .csv and .md.
+    """Write a self-contained HTML page about the runs in a folder, and its table beside it as .csv, .md and .tex.
 
     Args:
         folder: a run directory, or a folder that holds run directories at most three levels down.
@@ -30,7 +34,7 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
     """
     folder = Path(folder)
     output = folder / "report.html" if output is None else Path(output)
-    if output.suffix in (".csv", ".md"):
+    if output.suffix in (".csv", ".md", ".tex"):
         raise UserError(f"{output}: need a name like report.html; {output.suffix} is the name of a table beside it")
     try:
         found = find(folder) if folder.is_dir() else []
@@ -41,12 +45,15 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
             )
         runs = [read(path, folder) for path in found]
         table, title = tabulate(runs), folder.resolve().name
-        frame_text = frame(table).to_csv(index=False)
-        lines = markdown(table, title, summary(runs, table), quoted(table.arms), notes(table))
+        found_studies = studies(runs)
+        compare(table, found_studies)
+        answers = [judge(study) for study in found_studies]
+        words = (summary(runs, table), quoted(table.arms))
         for path, text in {
-            output.with_suffix(".csv"): frame_text,
-            output.with_suffix(".md"): lines,
-            output: render(runs, table, title),
+            output.with_suffix(".csv"): frame(table).to_csv(index=False),
+            output.with_suffix(".md"): markdown(table, title, *words, notes(table), answers),
+            output.with_suffix(".tex"): latex(table, title, words[1], answers),
+            output: render(runs, table, title, answers),
         }.items():
             write_text(path, _encodable(text))
     except OSError as error:

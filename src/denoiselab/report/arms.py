@@ -12,6 +12,9 @@ from denoiselab.report.ranking import LOSSES, basis, disagreements, unrankable
 from denoiselab.report.runs import Evaluation, Record, Run, finite
 from denoiselab.report.statistics import mean_ci, number, plain
 
+QUANTILE = 1.645
+"""Standard deviations below which 95% of a normal distribution lie."""
+
 
 @dataclass
 class Group:
@@ -66,6 +69,12 @@ class Cell:
     def half(self) -> float | None:
         """Half the width of the 95% interval of the mean; None for one seed."""
         return None if self.mean is None else mean_ci(self.values)[1]
+
+    @property
+    def like_data(self) -> bool:
+        """Whether the mean lies in the null: below 95% of what the same measurement gives on real data."""
+        limit = null_limit(self.controls)
+        return self.better == "lower" and limit is not None and self.mean is not None and self.mean <= limit
 
     @property
     def text(self) -> str:
@@ -140,6 +149,8 @@ class Table:
     axes: list[str]
     metrics: list[str]
     notes: list[str]
+    reference: Arm | None = None
+    """The arm that differences are taken from."""
 
 
 def trained(run: Run) -> dict[str, Any]:
@@ -198,9 +209,23 @@ def rank(cells: list[Cell]) -> str | None:
     if reason := next((cell.unrankable for cell in cells if cell.unrankable), None):
         return f"{cells[0].name} is not ranked: {reason}."
     best = min(means) if directions == {"lower"} else max(means)  # type: ignore[type-var]
-    for cell in cells:
-        cell.best = cell.mean == best
+    winners = [cell for cell in cells if cell.mean == best]
+    if any(cell.like_data for cell in winners) and sum(cell.like_data for cell in cells) > 1:
+        return None  # what cannot be told from data is not better than what cannot be told from data
+    for cell in winners:
+        cell.best = True
     return None
+
+
+def null_limit(controls: dict[str, float]) -> float | None:
+    """Below what real data is measured to be 19 times of 20: the null's own quantile, or of a normal distribution with
+    its mean and standard deviation; None where nothing says so."""
+    if "null_95" in controls:
+        return controls["null_95"]
+    name = next((name for name in ("null_mean", "floor") if name in controls), None)
+    if name is None:
+        return None
+    return controls[name] + QUANTILE * controls.get(f"{name.removesuffix('_mean')}_std", 0.0)
 
 
 def _groups(runs: list[Run]) -> list[Group]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from denoiselab.report.arms import Arm, Cell, Table
-from denoiselab.report.axes import axes, key, kind
+from denoiselab.report.axes import axes, key, kind, scale_of
 from denoiselab.report.ranking import LOSSES, disagreements
 from denoiselab.report.runs import finite
 from denoiselab.report.statistics import plain
@@ -80,7 +81,10 @@ def of_sampling(table: Table) -> Compute:
     arms = [arm for arm in table.arms if finite(arm.calls) is not None]
     alike = [{**_training(arm), **_sampling(arm), "trained steps": arm.step} for arm in arms]
     names = [name for name in table.metrics if name not in LOSSES]
-    return _compute(arms, alike, names, {"network calls per sample": lambda arm: finite(arm.calls)})
+    found = _compute(arms, alike, names, {"network calls per sample": lambda arm: finite(arm.calls)})
+    if found.charts and any(scale_of((arm.protocol or {}).get("guidance")) not in (None, 0, 1) for arm in arms):
+        found.notes.append("A guided call computes two rows of the network, and is counted once.")
+    return found
 
 
 def of_training(table: Table) -> Compute:
@@ -222,7 +226,7 @@ def _charts(
         if len({point.x for points in lines.values() for point in points}) < 2:
             continue
         first = part[0][1]
-        only = ", ".join(f"{name} {plain(first.basis[0].get(name, '').strip(chr(34)))}" for name in apart)
+        only = ", ".join(f"{name} {plain(json.loads(first.basis[0].get(name, 'null')))}" for name in apart)
         drawn = [Line(label, sorted(points, key=lambda point: point.x)) for label, points in lines.items()]
         found.append(Chart(metric, first.better, x, only, drawn, band_of([cell for _, cell in part])))
     return found

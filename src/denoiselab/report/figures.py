@@ -15,6 +15,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
@@ -126,10 +127,20 @@ def quality(chart: Chart, labels: Sequence[str]) -> str | None:
             half = [point.half or 0.0 for point in points]
             style: dict[str, Any] = {"color": COLOURS[i], "marker": MARKERS[i], "markersize": 4.5, "linewidth": 1.2}
             axis.errorbar(x, [point.mean for point in points], half, elinewidth=1.0, capsize=2, **style)
-        reached = [chart.band[1]] if chart.band and (chart.band[1] > 0 or means.min() <= 0) else []
-        _scale(axis, np.concatenate([means, reached]), wide=5)
+        _limits(axis, chart, means)
         axis.set(xlabel=chart.x)
         return _svg(figure, f"a measurement over {chart.x}")
+
+
+def _limits(axis: Axes, chart: Chart, means: np.ndarray) -> None:
+    """Limits that fit the means, the band, and of intervals what reaches no further beyond them than they span."""
+    points = [point for line in chart.lines for point in line.points]
+    held = np.concatenate([means, chart.band[:2] if chart.band else []])
+    log = held.min() > 0 and means.max() >= 5 * means.min()  # of a band that holds 0, the 0 is what matters
+    reach = held.max() - held.min() or abs(held[0])
+    ends = np.array([point.mean + sign * (point.half or 0.0) for point in points for sign in (-1, 1)])
+    ends = np.clip(ends, held.min() / 2 if log else held.min() - reach, held.max() + reach)
+    _scale(axis, np.concatenate([held, ends]), wide=0 if log else math.inf)
 
 
 def _costs(axis: Axes, places: list[float]) -> Callable[[float, float], float]:
@@ -249,7 +260,11 @@ def _scale(axis: Axes, values: np.ndarray, wide: float) -> None:
 def _svg(figure: Figure, what: str) -> str:
     """The figure as an SVG element that scales with its column. Its text is all ours: see above."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    figure.patch.set_visible(False)
+    for axis in figure.axes:
+        axis.patch.set_visible(False)
+    # savefig would draw everything twice, the first time for a layout that drawing makes anyway
+    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import yaml
 
 from denoiselab.report.arms import Arm, Table
+from denoiselab.report.options import parsed
 from denoiselab.report.ranking import disagreements
 
 ENOUGH = 8
@@ -124,17 +124,13 @@ def shares(columns: dict[str, list[str]], values: list[float]) -> dict[str, floa
 
 def deciding(table: Table) -> str:
     """The measurement that decides: the first that the runs' study names and that was measured, else the first one."""
-    named = [name for group in table.groups for run in group.runs[:1] for name in _study_metrics(run.config)]
-    return next((name for name in named if name in table.metrics), table.metrics[0] if table.metrics else "")
-
-
-def _study_metrics(config: str) -> list[str]:
-    try:
-        study = (yaml.safe_load(config) or {}).get("study")
-    except (yaml.YAMLError, AttributeError, RecursionError):
-        return []
-    metrics = study.get("metrics") if isinstance(study, dict) else None
-    return [str(name) for name in metrics] if isinstance(metrics, list) else []
+    for run in [run for group in table.groups for run in group.runs[:1]]:
+        study = parsed(run.config).get("study") if "study" in run.config else None
+        metrics = study.get("metrics") if isinstance(study, dict) else None
+        for name in metrics if isinstance(metrics, list) else ():
+            if name in table.metrics:
+                return name
+    return table.metrics[0] if table.metrics else ""
 
 
 def _reason(table: Table, metric: str, arms: list[Arm], axes: int, runs: int) -> str:

@@ -36,7 +36,7 @@ def parsed(text: str) -> dict[str, Any]:
     if len(text) > LARGEST:
         return {}
     try:
-        found = yaml.load(text, Loader=_Plain)
+        found = _Plain(text).get_single_data()
         key(found)  # what JSON cannot hold, such as a date, is no setting
     except (yaml.YAMLError, ValueError, TypeError, RecursionError):
         return {}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,21 +13,30 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from denoiselab.report import figures
-from denoiselab.report.arms import Group, Table
+from denoiselab.report.arms import Arm, Group, Table
 from denoiselab.report.axes import axes
+from denoiselab.report.claims import Answer
 from denoiselab.report.compute import Chart, Compute, of_sampling, of_training
 from denoiselab.report.importance import importance
 from denoiselab.report.pictures import Picture, embed
 from denoiselab.report.ranking import dataset
-from denoiselab.report.runs import Record, Run, finite
+from denoiselab.report.reference import against as against_reference
+from denoiselab.report.reproduce import recipes
+from denoiselab.report.runs import Evaluation, Record, Run, finite
 from denoiselab.report.statistics import mean_ci, number, plain
 from denoiselab.report.words import counted, depends, direction, facts, listed, notes, quoted, summary
 
 PER_FIGURE, FIGURES = len(figures.COLOURS), 4
 """Groups of runs in a figure, and figures of a kind: more colours cannot be told apart, more figures are not read."""
 
+LINES = 2
+"""Figures of quality over compute, each with a panel for every measurement."""
+
 PICTURES = 12
 """Pictures of a kind, at most."""
+
+LARGEST = 8_500_000
+"""Bytes of pictures on a page, a third less than they take there: it is to open at once, and to be sent by mail."""
 
 THUMBNAILS, THUMBNAIL = 10, 200
 """Pictures of a run's progress, and the width of each in pixels."""
@@ -51,16 +62,19 @@ class Against:
 
 @dataclass
 class Gallery:
-    """Pictures side by side; ``total`` is how many there would be."""
+    """Pictures side by side: files with their labels and captions, and those of them that are shown."""
 
     title: str
     note: str
+    files: list[tuple[Path, str, str]]
+    widest: int | None = None
+    """Pixels that pictures are scaled down to."""
+    wide: bool = False
+    """Whether each takes the whole width."""
     pictures: list[Picture] = field(default_factory=list)
-    total: int = 0
-    small: bool = False
 
 
-def render(runs: list[Run], table: Table, title: str) -> str:
+def render(runs: list[Run], table: Table, title: str, answers: list[Answer]) -> str:
     """The page as HTML; every string of a run is escaped."""
     environment = Environment(
         loader=PackageLoader("denoiselab.report", "."),
@@ -69,10 +83,13 @@ def render(runs: list[Run], table: Table, title: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"plain": plain, "breakable": _breakable}
+    environment.filters |= {"plain": plain, "breakable": _breakable, "number": number, "against": against_reference}
     drawn = [group for group in table.groups if any(run.rows for run in group.counted)]
     return environment.get_template("page.html").render(
         title=title,
+        answers=answers,
+        recipes=recipes(table),
+        compared=any(cell.difference for arm in table.arms for cell in arm.cells.values()),
         summary=summary(runs, table),
         facts=facts(runs[0]) if len(runs) == 1 else [],
         table=table,
@@ -89,8 +106,7 @@ def render(runs: list[Run], table: Table, title: str) -> str:
         several=len(drawn) > 1,
         left_out=max(0, len(drawn) - PER_FIGURE * FIGURES),
         seeds=counted([len(group.counted) for group in drawn], "seed"),
-        galleries=[gallery for gallery in galleries(runs, table) if gallery.pictures],
-        looks=[gallery for gallery in looks(table.groups) if gallery.pictures],
+        galleries=filled([*galleries(runs, table), *looks(table.groups)]),
         alarms=[(run.name, look.name, look.step, text) for run in runs for look in run.looks for text in look.alarms],
         confusions=confusions(table) if len(runs) == 1 else [],
         speed=speed(table.groups),
@@ -101,7 +117,7 @@ def render(runs: list[Run], table: Table, title: str) -> str:
 
 def against(compute: Compute) -> Against:
     """Charts of quality over compute, a panel per measurement and cost, with what their grey bands are."""
-    shown, found = compute.labels[: PER_FIGURE * FIGURES], []
+    shown, found = compute.labels[: PER_FIGURE * LINES], []
     for start in range(0, len(shown), PER_FIGURE):
         part = shown[start : start + PER_FIGURE]
         panels = [titled(chart, svg) for chart in compute.charts if (svg := figures.quality(chart, part))]
@@ -166,9 +182,13 @@ def caution(groups: list[Group]) -> str:
 
 def galleries(runs: list[Run], table: Table) -> list[Gallery]:
     """Samples of each arm, the last pictures of training, and a single run's progress; the first seed of each."""
-    shown = [(arm, arm.members[0][0], arm.first) for arm in table.arms]
-    samples = [(e.picture, a.label, f"seed {plain(r.seed)}, {a.protocol_text}") for a, r, e in shown if e and e.picture]
-    found = [_gallery("Evaluated samples", "", samples)]
+    found = []
+    for seed, shown in same_noise(table.arms).items():
+        note = f"All from the same noise and labels: evaluation.seed={seed}." if len(shown) > 1 else ""
+        files = [
+            (e.picture, arm.label, f"seed {plain(run.seed)}, {arm.protocol_text}") for arm, run, e in shown if e.picture
+        ]
+        found.append(Gallery("Evaluated samples" + (", from other noise" if found else ""), note, files))
     firsts = [(group.label, group.counted[0]) for group in table.groups]
     for kind, name in {"sample_grid": "Sample grids of training", "guidance_sweep": "Guidance sweeps"}.items():
         last = [
@@ -177,12 +197,12 @@ def galleries(runs: list[Run], table: Table) -> list[Gallery]:
             if kind in run.pictures
             for step, path in run.pictures[kind][-1:]
         ]
-        found.append(_gallery(name, "The last of each run, from fixed noise.", last))
+        found.append(Gallery(name, "The last of each run, from fixed noise.", last))
     grids = firsts[0][1].pictures.get("sample_grid", []) if len(runs) == 1 and firsts else []
     if len(grids) > 1:
         picked = sorted({round(i) for i in np.linspace(0, len(grids) - 1, THUMBNAILS)})
         progress = [(grids[i][1], f"step {grids[i][0]}", "") for i in picked]
-        found.append(_gallery("Progress of the sample grid", "The same noise throughout.", progress, THUMBNAIL))
+        found.append(Gallery("Progress of the sample grid", "The same noise throughout.", progress, THUMBNAIL))
     return found
 
 
@@ -194,18 +214,62 @@ def looks(groups: list[Group]) -> list[Gallery]:
         for look in run.looks:
             facts = [f"seed {plain(run.seed)}", f"step {look.step}", *map(_described, look.records)]
             found.setdefault(look.name, []).append((look.picture, group.label, "; ".join(facts)))
-    return [_gallery(name.replace("_", " ").capitalize(), "", files) for name, files in sorted(found.items())]
+    names = {name: name.replace("_", " ").capitalize() for name in sorted(found)}
+    return [Gallery(title, "", found[name], wide=True) for name, title in names.items()]
+
+
+def same_noise(arms: list[Arm]) -> dict[str, list[tuple[Arm, Run, Evaluation]]]:
+    """By seed of the evaluation: the run of each arm whose samples stand beside those of other arms.
+
+    Samples of one evaluation seed start from the same noise, one by one, so that what differs between two grids is the
+    arm. The seed that most arms have comes first; an arm has a place beside others of the first seed that it has. Of
+    its runs it is one of the training seed that most arms have.
+    """
+    pictures = [(arm, run, e) for arm in arms for run, found in arm.members for e in found if e.picture]
+    draws = Counter(
+        draw for _, draw in dict.fromkeys((id(arm), plain(e.protocol.get("seed"))) for arm, _, e in pictures)
+    )
+    seeds = Counter(seed for _, seed in dict.fromkeys((id(arm), plain(run.seed)) for arm, run, _ in pictures))
+    found: dict[str, list[tuple[Arm, Run, Evaluation]]] = {draw: [] for draw, _ in draws.most_common()}
+    for arm in arms:
+        own = [(run, e) for one, run, e in pictures if one is arm]
+        if own:
+            run, best = max(
+                own, key=lambda pair: (draws[plain(pair[1].protocol.get("seed"))], seeds[plain(pair[0].seed)])
+            )
+            found[plain(best.protocol.get("seed"))].append((arm, run, best))
+    return {draw: shown for draw, shown in found.items() if shown}
+
+
+def filled(galleries: list[Gallery]) -> list[Gallery]:
+    """Those with pictures: of each kind as many as the page has room for, the first gallery before the others."""
+    room, counts = LARGEST, [0] * len(galleries)
+    for most in range(1, PICTURES + 1):
+        for k, gallery in enumerate(galleries):
+            wanted = len(gallery.files) if gallery.widest else min(PICTURES if k == 0 else most, len(gallery.files))
+            for path, *_ in gallery.files[counts[k] : wanted]:
+                size = 0 if gallery.widest else _size(path)
+                if size > room:
+                    break
+                room, counts[k] = room - size, counts[k] + 1
+    for gallery, count in zip(galleries, counts, strict=True):
+        found = [embed(path, label, caption, gallery.widest) for path, label, caption in gallery.files[:count]]
+        gallery.pictures = [picture for picture in found if picture]
+    return [
+        gallery
+        for gallery, count in zip(galleries, counts, strict=True)
+        if gallery.pictures or len(gallery.files) > count
+    ]
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
 
 
 def _described(record: Record) -> str:
     """A measurement and its controls in words."""
     controls = ", ".join(f"{name} {number(value)}" for name, value in record.controls.items())
     return f"{record.name} {number(record.value)}" + (f" ({controls})" if controls else "")
-
-
-def _gallery(title: str, note: str, files: list[Any], widest: int | None = None) -> Gallery:
-    pictures = [embed(path, label, caption, widest) for path, label, caption in files[:PICTURES]]
-    return Gallery(title, note, [picture for picture in pictures if picture], len(files), widest is not None)
 
 
 def _choices(run: Run, kind: str) -> str:

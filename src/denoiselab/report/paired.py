@@ -1,7 +1,7 @@
 """Paired differences over seeds, and significance where several are tested.
 
-Runs of one seed share the order of samples, the noise and, where the network is the same, the initial weights, so what a
-seed does to both arms cancels in their difference. Means compared without the pairing carry it twice.
+Runs of one seed share the order of samples, the noise and, where the network is the same, the initial weights. What a
+seed does to both arms cancels in their difference; the distance of two means carries it twice.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ class Difference:
 
     seeds: list[str]
     values: list[float]
+    means: tuple[float, float]
+    """Of both over those seeds; their difference is ``mean``."""
     mean: float
     half: float | None = None
     """Half the width of its 95% interval; None where there is no test."""
@@ -65,16 +67,17 @@ def difference(values: Draws, reference: Draws) -> Difference | None:
     pairs = np.array([_pair(values[seed], reference[seed]) for seed in seeds])
     found = pairs[:, 0] - pairs[:, 1]
     n, mean = len(seeds), float(found.mean())
+    result = Difference(seeds, found.tolist(), (float(pairs[:, 0].mean()), float(pairs[:, 1].mean())), mean)
+    least = ROUNDING * float(np.abs(pairs).max())
     if n < 2:
-        return Difference(seeds, found.tolist(), mean, untested="one common seed")
-    spread = float(found.std(ddof=1))
-    if spread <= ROUNDING * float(np.abs(pairs).max()):
-        same = abs(mean) <= ROUNDING * float(np.abs(pairs).max())
-        why = "the values are the same" if same else "the differences do not vary"
-        return Difference(seeds, found.tolist(), mean, untested=why)
-    error = spread / math.sqrt(n)
-    p = 2 * float(stdtr(n - 1, -abs(mean) / error))
-    return Difference(seeds, found.tolist(), mean, float(stdtrit(n - 1, 0.975)) * error, p)
+        result.untested = "one common seed"
+    elif (spread := float(found.std(ddof=1))) <= least:
+        result.untested = "the values are the same" if abs(mean) <= least else "the differences do not vary"
+    else:
+        error = spread / math.sqrt(n)
+        result.half = float(stdtrit(n - 1, 0.975)) * error
+        result.p = 2 * float(stdtr(n - 1, -abs(mean) / error))
+    return result
 
 
 def _pair(values: Mapping[str, float], reference: Mapping[str, float]) -> tuple[float, float]:

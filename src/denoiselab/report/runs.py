@@ -74,6 +74,8 @@ class Run:
     """The newest of each diagnostic and way of sampling."""
     problems: list[str] = field(default_factory=list)
     """Files that could not be read, in words."""
+    known: dict[str, tuple[list[int], list[float]]] = field(default_factory=dict, repr=False)
+    """Series that were asked for."""
 
     @property
     def seed(self) -> Any:
@@ -96,9 +98,11 @@ class Run:
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of a logged number, rising in step; values that are not numbers are left out."""
-        found = {row["step"]: value for row in self.rows if (value := finite(row.get(name))) is not None}
-        steps = sorted(found)
-        return steps, [found[step] for step in steps]
+        if name not in self.known:
+            found = {row["step"]: value for row in self.rows if (value := finite(row.get(name))) is not None}
+            steps = sorted(found)
+            self.known[name] = steps, [found[step] for step in steps]
+        return self.known[name]
 
     def last(self, name: str, step: float = math.inf) -> Any:
         """The newest value of a logged number or list at or before a step; None if there is none."""

@@ -51,6 +51,21 @@ def notes(table: Table) -> list[str]:
         found.append("A value without ± comes from one seed: no interval can be given.")
     if any(cell.best for cell in cells):
         found.append("Bold marks the best mean of a column; where intervals overlap, the order may be chance.")
+    if any(cell.like_data for cell in cells):
+        found.append(
+            "Indistinguishable from data: the mean lies where 95% of what the same measurement gives on real data lie. "
+            "Of several such arms none is the best."
+        )
+    if len({tuple(sorted(plain(run.seed) for run, _ in arm.members)) for arm in table.arms if arm.cells}) > 1:
+        found.append("Not all arms have the same seeds, so their means are of different runs.")
+    if any(cell.difference is not None for cell in cells):
+        reference = table.reference.label if table.reference is not None else ""
+        untested = [cell for cell in cells if cell.difference is not None and cell.difference.p is None]
+        found.append(
+            f"Δ: mean difference from {reference}, paired over common seeds, ± half of its 95% interval by Student's "
+            "t; p is two-sided and adjusted over the arms of the column (Holm). That arm was not chosen by its values."
+            + (" No test: one seed is common, or the differences do not vary." if untested else "")
+        )
     if any(cell.control for cell in cells):
         found.append(
             "Beside a value in small print or brackets: its control, what the same measurement gives on real data, on "

@@ -2,5 +2,6 @@
 
 from denoiselab.sweeper.base import Job, Sweeper
 from denoiselab.sweeper.grid import Grid
+from denoiselab.sweeper.optuna import Optuna
 
-__all__ = ["Grid", "Job", "Sweeper"]
+__all__ = ["Grid", "Job", "Optuna", "Sweeper"]

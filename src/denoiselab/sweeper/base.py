@@ -23,8 +23,18 @@ class Job(Protocol):
         ...
 
     @property
+    def evaluation_address(self) -> str:
+        """What its evaluation's result depends on beside the run."""
+        ...
+
+    @property
     def overrides(self) -> list[str]:
         """That it was made of."""
+        ...
+
+    @property
+    def command(self) -> str:
+        """That makes it alone, for a shell."""
         ...
 
     @property
@@ -51,6 +61,11 @@ class Job(Protocol):
 
 class Maker(Protocol):
     """Makes jobs of overrides."""
+
+    what: str
+    """What it makes, in the plural."""
+    was: str
+    """What one that is finished already is."""
 
     def job(self, overrides: list[str]) -> Job:
         """Raises UserError for one that cannot work."""
@@ -111,13 +126,13 @@ class Sweeper:
         launcher.run(self)
         self.finish()
         total = len(self.done) + len(self.failures) + len(self.left)
-        _say(f"{len(self.done)} of {total} runs done")
+        say(f"{len(self.done)} of {total} {self.maker.what} done")
         if self.left and time.monotonic() > self.end:
-            _say(f"the {options.hours:g} hours are spent; the same command goes on")
+            say(f"the {options.hours:g} hours are spent; the same command goes on")
         for job in self.left:
-            _say(f"not made: {self.asked(job)}")
+            say(f"not made: {self.asked(job)}")
         for job, why in self.failures:
-            _say(f"failed: {self.asked(job)}: {why}")
+            say(f"failed: {self.asked(job)}: {why}")
         return 1 if self.failures or self.left else 0
 
     def admit(self, job: Job, label: str) -> Task | None:
@@ -126,7 +141,7 @@ class Sweeper:
             self.aside.add(job.path)
             job.set_aside()
         if job.finished:
-            _say(f"[{label}] done and evaluated before")
+            say(f"[{label}] {self.maker.was}")
             print(job.path, flush=True)
             self.done.append(job)
             return None
@@ -148,7 +163,7 @@ class Sweeper:
         return (failed and self.options.fail_fast) or time.monotonic() > self.end
 
     def started(self, task: Task) -> None:
-        _say(f"[{task.label}] {self.asked(self.jobs[task])}")
+        say(f"[{task.label}] {self.asked(self.jobs[task])}")
 
     def ended(self, task: Task, status: int) -> None:
         job = self.jobs[task]
@@ -160,5 +175,5 @@ class Sweeper:
             self.done.append(job)
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)

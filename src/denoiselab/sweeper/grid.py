@@ -21,7 +21,7 @@ class Grid(Sweeper):
         admitted = [self.admit(job, label) for job, label in zip(planned, labels, strict=True)]
         self.waiting = [task for task in admitted if task is not None]
         if self.waiting:
-            print(f"{len(self.waiting)} of {len(planned)} runs to make", file=sys.stderr, flush=True)
+            print(f"{len(self.waiting)} of {len(planned)} {self.maker.what} to make", file=sys.stderr, flush=True)
 
     def take(self, held: int) -> list[Task]:
         """All at once; the launcher knows how many there is room for."""

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Ends the jobs and the daemons of the cluster that start.sh started in DIR, and nothing else.
+set -euo pipefail
+folder=$(cd "${1:?usage: $0 DIR}" && pwd)
+export SLURM_CONF=$folder/slurm.conf
+
+scancel --me 2>/dev/null || true
+for _ in $(seq 150); do
+  [ -z "$(squeue -h 2>/dev/null)" ] && break
+  sleep 0.1
+done
+for daemon in slurmd slurmctld; do  # slurmd first: it tells the controller
+  if [ -f "$folder/$daemon.pid" ]; then
+    kill "$(cat "$folder/$daemon.pid")" || true
+  fi
+done
+if [ -f "$folder/munged.ours" ]; then
+  kill "$(cat /run/munge/munged.pid)" || true
+  rm "$folder/munged.ours"
+fi
+for _ in $(seq 100); do
+  [ -f "$folder/slurmctld.pid" ] || [ -f "$folder/slurmd.pid" ] || exit 0
+  sleep 0.1
+done
+echo "$0: the daemons did not end; see $folder/log" >&2
+exit 1
