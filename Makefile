@@ -36,6 +36,7 @@ bench: .venv/installed
 	$(BIN)/denoiselab bench part=networks device=cpu output=docs/benchmarks/networks_cpu.json
 	$(BIN)/denoiselab bench part=sampling device=cpu output=docs/benchmarks/samplers_cpu.json
 	$(BIN)/denoiselab bench part=importance device=cpu output=docs/benchmarks/importance_cpu.json
+	$(BIN)/denoiselab bench part=launch device=cpu output=docs/benchmarks/launch_cpu.json
 
 # Networks in bfloat16 against diffusers', and training at full size; on a machine with a GPU.
 bench-gpu: .venv/installed

@@ -8,12 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from denoiselab.launcher.queue import Seen, ask
 
 PATIENCE = 180
 """Seconds, for anything that is waited for."""
@@ -33,10 +31,6 @@ def until(found: Callable[[], Any], what: str) -> Any:
         assert time.monotonic() < end, f"waited in vain for {what}"
         time.sleep(0.05)
     return answer
-
-
-def job_of(token: str, index: int = 0) -> Seen | None:
-    return next((one for one in ask() or [] if (one.comment, one.index) == (token, index)), None)
 
 
 def view(job: str) -> dict[str, str]:
@@ -79,6 +73,16 @@ class Command:
     def said(self) -> str:
         return self.err.read_text()
 
+    def until(self, text: str, times: int = 1) -> None:
+        """Wait until it has said something."""
+
+        def said() -> bool:
+            found = self.said.count(text) >= times
+            assert found or self.process.poll() is None, self.said
+            return found
+
+        until(said, text)
+
     def wait(self) -> int:
         return self.process.wait(timeout=PATIENCE)
 
@@ -117,6 +121,7 @@ def status(run: Path) -> dict[str, Any]:
 
 
 def under_way(run: Path) -> bool:
+    assert status(run).get("state") != "done", f"{run.name} was over before it could be hit"
     return status(run).get("state") == "running" and (run / "checkpoints" / "last.ckpt").exists()
 
 
@@ -133,10 +138,3 @@ def kill(run: Path) -> None:
     """As the kernel does where memory ends."""
     until(lambda: under_way(run), f"a checkpoint of {run.name}")
     os.kill(status(run)["pid"], signal.SIGKILL)
-
-
-def watched(limit: Callable[[], bool]) -> Iterator[int]:
-    """How many jobs run at a time, until told."""
-    while not limit():
-        yield sum(one.state == "RUNNING" for one in ask() or [])
-        time.sleep(1)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from denoiselab.bench import PARTS, gpu, importance, memory, networks, sampling, training
+from denoiselab.bench import PARTS, gpu, importance, launch, memory, networks, sampling, training
 from denoiselab.bench.record import Record
 from denoiselab.bench.refusal import Disagreement, Unavailable
 from denoiselab.bench.timing import LEAST, Contender
@@ -310,3 +310,27 @@ def test_every_part_has_its_options():
     assert set(PARTS) < set(CONFIG)
     for part in PARTS:
         assert CONFIG[part]["rounds"] >= LEAST
+
+
+def test_a_start_lasts_until_the_first_step_and_no_longer(monkeypatch, tmp_path: Path):
+    """By a program that says its line at once and waits to be read to its end, and one that never says it."""
+    waiting = "import sys; print('first step 0.1 s\\n' + 'x' * 200_000, file=sys.stderr, flush=True)"
+    made = launch.Launch.__init__
+
+    def stub(self, options, folder):
+        made(self, options, folder)
+        self.command = [sys.executable, "-c", waiting if "data=8gaussians" in options else "pass"]
+
+    monkeypatch.setattr(launch.Launch, "__init__", stub)
+    monkeypatch.setattr(launch, "IMPORTS", "pass")
+    (record,) = launch.measure({"rounds": 6, "options": ["data=8gaussians"], "at_most": 60}, CPU)
+    found = sane(record, "a run", "imports")
+    assert found["verdict"] == "met"
+    assert found["result"]["median"] == pytest.approx(found["times"]["a run"]["ms"] / 1e3)
+    one = launch.Launch(["data=8gaussians"], str(tmp_path))
+    one.until_first_step()
+    assert one.process is not None
+    assert one.process.poll() is None
+    one.end()
+    with pytest.raises(Unavailable, match="the run ended without a step"):
+        launch.measure({"rounds": 6, "options": [], "at_most": 60}, CPU)

@@ -179,6 +179,25 @@ def test_seconds_of_other_machines_are_not_compared(tmp_path: Path):
     assert {c.x for c in of_training(table_of(tmp_path)).charts} == {"parameters"}
 
 
+def test_a_machine_that_did_other_work_is_not_timed(tmp_path: Path):
+    """Seeds of an arm differ by a factor of 4, arms by one of 16: log 4 / log 16 is a half."""
+    for file in sizes(tmp_path).glob("*-1/metrics.jsonl"):
+        row = json.loads(file.read_text())
+        write(file, json.dumps({**row, "speed/steps_per_second": row["speed/steps_per_second"] / 4}) + "\n")
+    found = of_training(table_of(tmp_path))
+    assert {c.x for c in found.charts} == {"parameters"}
+    assert any("seeds of one arm differ too much" in note for note in found.notes)
+
+
+def test_what_is_the_same_everywhere_is_said_and_not_drawn(tmp_path: Path):
+    for parameters in (1000, 4000):
+        run = make_run(tmp_path / str(parameters), fd={1.0: 2.0})
+        trained(run, parameters=parameters)
+    found = of_training(table_of(tmp_path))
+    assert found.charts == []
+    assert "fd_digits: 2.000 in all arms, and not drawn." in found.notes
+
+
 def test_a_length_that_the_learning_rate_follows_is_no_other_arm(tmp_path: Path):
     for step in (1000, 2000):
         run = make_run(tmp_path / str(step), 0, fd={1.0: 1000 / step})

@@ -20,6 +20,7 @@ from denoiselab.report.latex import escaped, latex
 from denoiselab.report.options import parsed
 from denoiselab.report.reproduce import _written, recipes
 from denoiselab.report.runs import Run, find, read
+from denoiselab.report.words import notes
 from studied import CLAIM, STUDY, arms, measured, planned, run, save
 from test_report import HOSTILE, Tags, make_run
 
@@ -165,10 +166,9 @@ def test_commands_make_the_same_runs_and_the_same_evaluations(train, called, tmp
     app, jobs = job(by_hand.commands[1])
     assert [compose(app, one).choices["guidance"] for one in jobs] == ["interval"] * 2
     again = called(*shlex.split(by_hand.commands[1])[1:], "device=cpu")
-    print(again.stderr, by_hand)
-    assert (again.returncode, again.stderr.count("already evaluated")) == (0, 2)
-    kept = json.loads(next(folders[0].glob("evaluations/*/evaluation.json")).read_text())
-    assert set(kept["choices"]) <= {"sampler", "spacing", "guidance", "metrics", "schedule"}
+    assert (again.returncode, (again.stdout + again.stderr).count("measured before")) == (0, 2)
+    assert sum(len(one.evaluations) for arm in table.arms for one, _ in arm.members) == 8  # and none was added
+    assert len([*tmp_path.rglob("evaluation.json")]) == 4
 
 
 def test_a_recipe_names_the_seeds_once_and_not_how_the_sweep_was_run():
@@ -227,6 +227,18 @@ def test_values_are_written_in_hydras_grammar(value):
 
     for text in (f"x={_written(value)}", sweep([f"x={_written(value)},{_written(value)}"])[1][0]):
         assert OverridesParser.create().parse_override(text).value() == value
+
+
+def test_an_arm_is_not_the_best_for_lacking_its_worst_seed():
+    """Over seeds 0 to 2, which both have, min-SNR is better; unit looks better where the hard seed 3 is missing."""
+    runs = arms([3.0, 3.2, 3.1], [2.5, 2.7, 2.6, 9.0])
+    table = tabulate(runs)
+    found = {arm.label: arm.cells["fd_digits"] for arm in table.arms}
+    assert found["weighting Unit"].mean < found["weighting MinSNR"].mean
+    assert [name for name, cell in found.items() if cell.best] == ["weighting MinSNR"]
+    assert any("bold goes by the seeds that all arms" in note for note in notes(table))
+    apart = tabulate([run(0, 3.0, "unit"), run(1, 2.0, "min_snr")])
+    assert [arm.cells["fd_digits"].best for arm in apart.arms] == [True, False]
 
 
 def controlled(value: float, n: int = 1, **controls: float) -> Cell:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,8 +47,12 @@ class Logged:
 
 
 def logged(folder: Path) -> Logged:
-    """A run's folder, wandb/offline-run-TIME-ID."""
+    """A run's folder, wandb/offline-run-TIME-ID, once wandb's service has written its end."""
     (file,) = folder.glob("*.wandb")
+    until = time.monotonic() + 60
+    while not any(record.WhichOneof("record_type") == "exit" for record in records(file)):
+        assert time.monotonic() < until, f"{file} has no end"
+        time.sleep(0.05)
     found = Logged(folder)
     for record in records(file):
         kind = record.WhichOneof("record_type")
@@ -69,11 +74,23 @@ def logged(folder: Path) -> Logged:
 
 def runs(folder: Path) -> list[Logged]:
     """Every wandb folder of a run directory, in the order in which they were made."""
-    return [logged(path) for path in sorted(folder.glob("wandb/*run-*-*"), key=lambda path: path.stat().st_mtime)]
+    return [logged(path) for path in sorted(folder.glob("wandb/*run-*-*"))]
+
+
+def newest(folder: Path) -> Logged:
+    """The wandb folder of a run directory that was made last."""
+    return logged((folder / "wandb" / "latest-run").resolve())
 
 
 def _items(items: Any) -> dict[str, Any]:
-    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+    found: dict[str, Any] = {}
+    for item in items:
+        *path, last = item.nested_key or [item.key]
+        node = found
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = json.loads(item.value_json)
+    return found
 
 
 def records(file: Path) -> Iterator[Record]:

@@ -15,7 +15,7 @@ import torch
 from denoiselab.bench.record import Record
 from denoiselab.bench.refusal import Unavailable
 
-PARTS = {"training": None, "networks": None, "sampling": 1, "importance": 1, "gpu": None}
+PARTS = {"training": None, "networks": None, "sampling": 1, "importance": 1, "launch": None, "gpu": None}
 """Each a module of this package; and its CPU threads, None for torch's choice. Small operations go on one: more are
 noisier than the operations are long."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from denoiselab.cli import parse
-from denoiselab.cli.train import CHOSEN, ONE_OF_SEVERAL
+from denoiselab.cli.train import ONE_OF_SEVERAL
 from denoiselab.compose import Composed, compose, option, plain, read_job, sweep, value_of
 from denoiselab.errors import UserError
 
@@ -54,14 +54,15 @@ def run_all(overrides: list[str], config_dir: Path | None) -> int:
     """Make every evaluation of a sweep that is not there yet; 0 if all are there in the end, 1 if one failed."""
     if any(int(os.environ.get(name, "1")) > 1 for name in ONE_OF_SEVERAL):
         raise UserError("-m: was started as one of several ranks; start the sweep once")
-    about_all = [line for line in overrides if option(line).partition(".")[0] in ("sweep", *CHOSEN)]
+    about_all = [line for line in overrides if option(line).partition(".")[0] in ("sweep", "launcher")]
     config = plain(compose("evaluate", ["ckpt=none", *about_all], config_dir))
     overrides = spread_out(overrides)
     from denoiselab.experiment import Parts
+    from denoiselab.sweeper import Grid
     from denoiselab.sweeper.base import Options
 
-    sweeper, launcher = (Parts(config).make(group) for group in CHOSEN)
-    return sweeper.run(overrides, Evaluations(config_dir, launcher.here), launcher, Options(**config["sweep"]))
+    launcher = Parts(config).make("launcher")
+    return Grid().run(overrides, Evaluations(config_dir, launcher.here), launcher, Options(**config["sweep"]))
 
 
 class Evaluations:

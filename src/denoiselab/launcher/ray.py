@@ -28,6 +28,9 @@ from denoiselab.launcher.local import die_with_parent, kill_group
 LISTENING = 0.5
 """Seconds for which a node waits for a run's next line before it answers without one; a signal waits no longer."""
 
+ANSWER = 10.0
+"""Seconds within which a cluster has to answer at its address."""
+
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 """No report to Ray's makers, no warning of a coming default."""
 
@@ -234,6 +237,9 @@ class Ray(Launcher):
             import ray
 
             try:
+                if self.address not in (None, "auto"):  # of which Ray would not tire
+                    host, _, port = self.address.partition(":")
+                    socket.create_connection((host, int(port)), timeout=ANSWER).close()
                 ray.init(address=self.address or "local", **options, **({} if self.address else own))
             except (OSError, RuntimeError, ValueError) as error:
                 raise UserError(f"launcher.address={self.address or 'null'}: {one_line(error)[:300]}") from None

@@ -65,6 +65,11 @@ class Cell:
     def mean(self) -> float | None:
         return None if self.mixed or not self.values else mean_ci(self.values)[0]
 
+    def over(self, seeds: set[str]) -> float:
+        """The mean over those of the seeds that have a value, or over all where none has."""
+        own = [sum(draws.values()) / len(draws) for seed, draws in self.draws.items() if seed in seeds]
+        return mean_ci(own or self.values)[0]
+
     @property
     def half(self) -> float | None:
         """Half the width of the 95% interval of the mean; None for one seed."""
@@ -195,10 +200,14 @@ def tabulate(runs: list[Run]) -> Table:
 
 
 def rank(cells: list[Cell]) -> str | None:
-    """Mark the best of a column where its numbers are comparable; otherwise the sentence that says why not."""
+    """Mark the best of a column where its numbers are comparable; otherwise the sentence that says why not.
+
+    Where arms have different seeds, those that all have decide: an arm whose worst run failed is not better for it.
+    """
     cells = [cell for cell in cells if cell.mean is not None]
     directions = {cell.better for cell in cells}
-    means = {cell.mean for cell in cells}
+    common = set.intersection(*(set(cell.draws) for cell in cells)) if cells else set()
+    means = [cell.over(common) for cell in cells]
     if len({number(mean) for mean in means}) < 2 or directions == {"none"}:
         return None
     differing = disagreements([cell.basis[0] for cell in cells])
@@ -208,8 +217,8 @@ def rank(cells: list[Cell]) -> str | None:
         return f"{cells[0].name} is not ranked: arms differ in {', '.join(differing)}."
     if reason := next((cell.unrankable for cell in cells if cell.unrankable), None):
         return f"{cells[0].name} is not ranked: {reason}."
-    best = min(means) if directions == {"lower"} else max(means)  # type: ignore[type-var]
-    winners = [cell for cell in cells if cell.mean == best]
+    best = min(means) if directions == {"lower"} else max(means)
+    winners = [cell for cell, mean in zip(cells, means, strict=True) if mean == best]
     if any(cell.like_data for cell in winners) and sum(cell.like_data for cell in cells) > 1:
         return None  # what cannot be told from data is not better than what cannot be told from data
     for cell in winners:

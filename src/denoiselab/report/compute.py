@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ from denoiselab.report.arms import Arm, Cell, Table
 from denoiselab.report.axes import axes, key, kind, scale_of
 from denoiselab.report.ranking import LOSSES, disagreements
 from denoiselab.report.runs import finite
-from denoiselab.report.statistics import plain
+from denoiselab.report.statistics import number, plain
 
 COST = ("steps", "rtol", "atol")
 """Arguments of a sampler that buy quality with network calls."""
@@ -22,8 +23,9 @@ BACKWARD = 3
 """Multiply-adds of a training step over those of its forward pass: the backward pass takes twice as many, one product
 for the gradient of the inputs and one for that of the weights (Kaplan et al. 2020, arXiv:2001.08361, section 2.1)."""
 
-ALIKE = 1.2
-"""Seconds of training that differ by less than this factor are one machine's moods, not an axis."""
+ALIKE, MOODS = 1.2, 1 / 3
+"""Seconds of training that differ by less than this factor between arms are no axis; nor are they where seeds of an arm
+differ by more than this share of what arms do, both as logarithms: a machine that did other work too was timed."""
 
 
 @dataclass
@@ -98,11 +100,15 @@ def of_training(table: Table) -> Compute:
     alike = [{**_training(arm, free=True), **_sampling(arm, free=False)} for arm in arms]
     costs = {"training FLOPs": flops} if _all(arms, flops) else {"training samples seen": seen}
     costs |= {"parameters": parameters}
-    hardware = {plain(run.record.get("hardware")) for arm in arms for run, _ in arm.members}
-    times = _values(arms, seconds)
-    if len(hardware) == 1 and times and max(times) >= ALIKE * min(times):
+    moods = _moods(arms)
+    if moods is not None and moods <= MOODS:
         costs |= {"seconds of training": seconds}
     found = _compute(arms, alike, table.metrics, costs)
+    if found.charts and moods is not None and moods > MOODS:
+        found.notes.append(
+            "There is no axis of seconds of training: seeds of one arm differ too much in it for differences between "
+            "arms to be read, as on a machine that did other work at the time."
+        )
     if found.charts and flops not in costs.values() and len(set(_values(arms, parameters))) > 1:
         found.notes.append(
             "Networks differ in size, so that a sample costs more in one arm than in another. Their multiply-adds are "
@@ -130,9 +136,24 @@ def parameters(arm: Arm) -> float | None:
 
 def seconds(arm: Arm) -> float | None:
     """Steps over the median of the logged steps per second, evaluations left out; the mean over seeds."""
+    found = _seconds(arm)
+    return float(np.mean(found)) if found else None
+
+
+def _seconds(arm: Arm) -> list[float]:
     rates = [float(np.median(found)) for run, _ in arm.members if (found := run.series("speed/steps_per_second")[1])]
-    rates = [rate for rate in rates if rate > 0]
-    return float(np.mean([arm.step / rate for rate in rates])) if rates and arm.step else None
+    return [arm.step / rate for rate in rates if rate > 0 and arm.step]
+
+
+def _moods(arms: list[Arm]) -> float | None:
+    """Largest factor between seeds of an arm over that between arms, as logarithms; None where seconds are no axis
+    anyway, since they hardly differ or are of several machines."""
+    hardware = {plain(run.record.get("hardware")) for arm in arms for run, _ in arm.members}
+    times = [found for arm in arms if (found := _seconds(arm))]
+    means = [float(np.mean(found)) for found in times]
+    if len(hardware) != 1 or not means or max(means) < ALIKE * min(means):
+        return None
+    return max(math.log(max(found) / min(found)) for found in times) / math.log(max(means) / min(means))
 
 
 def band_of(cells: list[Cell]) -> tuple[float, float, str] | None:
@@ -200,6 +221,9 @@ def _compute(
         if len(good) < len(cells):
             reason = next(cell.unrankable for _, cell in cells if cell.unrankable)
             found.notes.append(f"{metric}: {len(cells) - len(good)} of {len(cells)} arms are not drawn: {reason}.")
+        if len(good) > 1 and len({number(cell.mean) for _, cell in good}) == 1:
+            found.notes.append(f"{metric}: {number(good[0][1].mean)} in all arms, and not drawn.")
+            continue
         for name, cost in varying.items():
             found.charts += _charts(metric, name, cost, good, labels)
     return found

@@ -192,20 +192,26 @@ def _pictures(folder: Path) -> dict[str, list[tuple[int, Path]]]:
 
 
 def _looks(folder: Path, problems: list[str]) -> list[Look]:
-    found: dict[tuple[str, str], Look] = {}
+    """The newest of each name and address; files of older steps are opened only where newer ones are torn."""
+    paths: dict[tuple[str, str], list[Path]] = {}
     for path in sorted(folder.glob("*/*/finding.json")):
-        match = re.fullmatch(r"(\d+)-(.+)", path.parent.name)
+        if match := re.fullmatch(r"(\d+)-(.+)", path.parent.name):
+            paths.setdefault((path.parent.parent.name, match[2]), []).append(path)
+    found = (_newest(name, address, looks, problems) for (name, address), looks in paths.items())
+    return [look for look in found if look]
+
+
+def _newest(name: str, address: str, paths: list[Path], problems: list[str]) -> Look | None:
+    for path in reversed(paths):
         content = _object(path, problems)
-        if not match or not isinstance(content.get("protocol"), dict):
-            continue
-        name, alarms = path.parent.parent.name, content.get("alarms")
-        look = Look(
-            *(name, int(match[1]), match[2], content["protocol"], _records(content)),
-            alarms=[str(alarm) for alarm in alarms] if isinstance(alarms, list) else [],
-            picture=path.with_name("picture.png"),
-        )
-        found[name, look.address] = look  # in order of their steps
-    return [*found.values()]
+        if isinstance(content.get("protocol"), dict):
+            alarms, step = content.get("alarms"), int(path.parent.name.partition("-")[0])
+            return Look(
+                *(name, step, address, content["protocol"], _records(content)),
+                alarms=[str(alarm) for alarm in alarms] if isinstance(alarms, list) else [],
+                picture=path.with_name("picture.png"),
+            )
+    return None
 
 
 def _evaluation(path: Path, problems: list[str]) -> Evaluation | None:

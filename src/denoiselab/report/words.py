@@ -57,7 +57,7 @@ def notes(table: Table) -> list[str]:
             "Of several such arms none is the best."
         )
     if len({tuple(sorted(plain(run.seed) for run, _ in arm.members)) for arm in table.arms if arm.cells}) > 1:
-        found.append("Not all arms have the same seeds, so their means are of different runs.")
+        found.append("Not all arms have the same seeds: bold goes by the seeds that all arms of a column have.")
     if any(cell.difference is not None for cell in cells):
         reference = table.reference.label if table.reference is not None else ""
         untested = [cell for cell in cells if cell.difference is not None and cell.difference.p is None]

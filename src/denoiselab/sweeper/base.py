@@ -67,6 +67,10 @@ class Maker(Protocol):
     was: str
     """What one that is finished already is."""
 
+    def compose(self, overrides: list[str]) -> object:
+        """Look at the options and their types alone; raises UserError."""
+        ...
+
     def job(self, overrides: list[str]) -> Job:
         """Raises UserError for one that cannot work."""
         ...

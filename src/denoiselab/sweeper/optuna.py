@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from denoiselab.compose import option, sweep, sweeps
 from denoiselab.errors import RunHeld, UserError, one_line
@@ -43,8 +43,8 @@ class Trial:
 
 
 class Optuna(Sweeper):
-    """Draws the options of trials with Optuna (Akiba et al. 2019, arXiv:1907.10902): those of ``tpe`` from where a ratio
-    of two densities, of good trials and of the others, is largest (Bergstra et al. 2011, NIPS).
+    """Draws the options of trials with Optuna (Akiba et al. 2019, arXiv:1907.10902): ``tpe`` where the ratio of two
+    densities, of good trials and of the others, is largest (Bergstra et al. 2011, NIPS).
 
     A trial is a run for each seed, and its value is the mean of a measurement over them, read from their evaluations.
     A new trial is drawn whenever one has ended, as long as fewer than ``parallel`` are in hand; with one in hand the
