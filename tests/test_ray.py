@@ -239,7 +239,8 @@ def test_no_run_outlives_the_launching_process(signum: int, tmp_path: Path):
     until(lambda: len(told(tmp_path / "runs")) == 2, 60)
     pids = [facts["pid"] for facts in told(tmp_path / "runs")]
     process.send_signal(signum)
-    assert process.wait(timeout=60) == (128 + signum if signum == signal.SIGTERM else -signum)
+    process.communicate(timeout=60)
+    assert process.returncode == (128 + signum if signum == signal.SIGTERM else -signum)
     until(lambda: all(map(gone, pids)), 60)
     assert [path.read_text() for path in (tmp_path / "runs").rglob("stopped*")] == [str(int(signal.SIGTERM))] * 2
     assert not (tmp_path / "runs" / "r2").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import signal
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -29,6 +30,12 @@ ABOUT_ALL = ("sweeper", "launcher", "sweep")
 
 LOCKS = ".searches"
 """The folder, beside the runs, of the locks of searches."""
+
+SIGNALLED = 128
+"""Exit statuses above it are of runs that a signal told to save and stop."""
+
+STOPS = (signal.SIGINT, signal.SIGTERM)
+"""The same, of runs that had not begun."""
 
 AGAIN = "again"
 """What a trial that repeats a failed one says: the number of that one."""
@@ -87,6 +94,7 @@ class Optuna(Sweeper):
     def run(self, overrides: Sequence[str], maker: Maker, launcher: Launcher, options: Options) -> int:
         self.hand: list[Trial] = []
         self.pending: dict[tuple[Path, str], Job] = {}
+        self.stopped_short: list[Job] = []
         self.refused: list[str] = []
         self.now_refused = False
         self.broken: UserError | None = None
@@ -248,6 +256,8 @@ class Optuna(Sweeper):
         job = self.jobs[task]
         del self.pending[job.path, job.evaluation_address]
         super().ended(task, status)
+        if status > SIGNALLED or -status in STOPS:
+            self.stopped_short.append(job)
         self._settle()
 
     @property
@@ -258,6 +268,8 @@ class Optuna(Sweeper):
         """Tell Optuna of every trial whose runs have all ended."""
         for trial in [trial for trial in self.hand if not any(job in self.left for job in trial.jobs)]:
             self.hand.remove(trial)
+            if any(job in self.stopped_short for job in trial.jobs):
+                continue  # for the next command
             failed = [why for job, why in self.failures if job in trial.jobs]
             try:
                 if failed:
