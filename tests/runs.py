@@ -36,3 +36,21 @@ def differences(a: Any, b: Any, where: str = "") -> list[str]:
 
 def last(folder: Path) -> dict[str, Any]:
     return checkpoint.load(folder / "checkpoints" / "last.ckpt")
+
+
+POINTS = (
+    *("data=8gaussians", "data.n=64", "data.batch_size=16", "model=mlp", "model.width=8", "model.depth=1"),
+    *("metrics=none", "callbacks=none", "trainer.threads=1", "trainer.max_steps=4", "evaluation.n=2"),
+    *("sampler.steps=1", "lint.level=none"),
+)
+"""The smallest run that knows classes."""
+
+
+def trained(folder: Path, *overrides: str) -> Path:
+    """Such a run, made in this process."""
+    from denoiselab.compose import compose
+    from denoiselab.training import Job
+
+    job = Job(compose("train", [*POINTS, f"output_dir={folder}", *overrides]))
+    job.run()
+    return job.path

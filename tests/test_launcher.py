@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from denoiselab.errors import UserError
-from denoiselab.launcher import Local, Task
+from denoiselab.launcher import Local, Task, local
 
 PROGRAM = """
 import json, os, signal, sys, time
@@ -33,6 +33,20 @@ print("a line", file=sys.stderr)
 time.sleep(seconds)
 json.dump({**facts, "to": time.time()}, open(file, "w"))
 os.kill(os.getpid(), -status) if status < 0 else sys.exit(status)
+"""
+
+
+DEAF = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+time.sleep(60)
+"""
+LEADER = """
+import json, os, subprocess, sys, time
+os.makedirs(sys.argv[1])
+other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+json.dump({"from": 0, "pid": other.pid}, open(os.path.join(sys.argv[1], "other.json"), "w"))
+os.kill(os.getpid(), 9)
 """
 
 
@@ -142,6 +156,27 @@ def test_more_gpus_than_there_are_are_refused(tmp_path: Path, monkeypatch):
 def test_one_that_dies_hard_takes_nothing_with_it(tmp_path: Path):
     tasks = [task(tmp_path / f"r{k}", 0.1, status) for k, status in enumerate([0, -9, 3, 0])]
     assert run(Local(2), tasks) == {0: 0, 1: -9, 2: 3, 3: 0}
+
+
+@pytest.mark.usefixtures("program")
+def test_one_that_takes_too_long_is_told_to_stop(tmp_path: Path, monkeypatch):
+    """And killed if it does not; the others go on."""
+    monkeypatch.setattr(local, "GRACE", 1.0)
+    slow, deaf, quick = (task(tmp_path / name, seconds) for name, seconds in (("slow", 60), ("deaf", 60), ("quick", 0)))
+    deaf.arguments = ["-c", DEAF, str(tmp_path / "deaf")]
+    monkeypatch.setattr(Local, "program", (sys.executable,))
+    for one in (slow, quick):
+        one.arguments = [str(tmp_path / "program.py"), *one.arguments]
+    assert run(Local(3, minutes=3 / 60), [slow, deaf, quick]) == {0: 128 + signal.SIGTERM, 1: -signal.SIGKILL, 2: 0}
+
+
+@pytest.mark.usefixtures("program")
+def test_what_is_left_of_a_run_that_died_is_ended(tmp_path: Path, monkeypatch):
+    """Its other ranks, which wait for the one that is gone."""
+    monkeypatch.setattr(Local, "program", (sys.executable, "-c", LEADER))
+    run(Local(1), [task(tmp_path / "r")])
+    (other,) = told(tmp_path)
+    until(lambda: gone(other["pid"]))
 
 
 @pytest.mark.usefixtures("program")

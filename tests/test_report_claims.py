@@ -258,6 +258,27 @@ def test_the_newest_definition_holds_and_that_is_said():
     assert not answer(more_seeds).study.notes
 
 
+def test_losses_without_an_evaluation_are_compared_where_they_are_one_quantity():
+    claim = {**CLAIM, "metric": "val/loss"}
+    runs = arms(HIGH, LOW, planned(0, 1, 2, 3, 4, claims=[claim]))
+    for one in runs:
+        one.rows = [{"step": 100, "val/loss": one.evaluations[0].records[0].value}]
+        one.evaluations = []
+    assert only(answer(runs)).verdict == "supported"
+    for one in runs:
+        one.record["weight"] = one.identity["weighting"]["_target_"]
+    assert only(answer(runs)).rows[0].why == "protocols differ in weighting"
+
+
+def test_a_claim_that_leaves_too_much_open_is_not_tested_in_part():
+    study = planned(
+        0, 1, 2, 3, 4, **{"optimizer.lr": [1e-3 / (i + 1) for i in range(11)], "trainer.max_steps": [*range(10)]}
+    )
+    found = only(answer(arms(HIGH, LOW, study)))
+    assert found.verdict == "cannot be tested"
+    assert "more than 100 contexts" in found.problem
+
+
 def test_runs_of_no_study_have_no_answer():
     runs = arms(HIGH, LOW, study=None)
     for one in runs:

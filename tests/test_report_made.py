@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import time
@@ -187,6 +186,9 @@ def test_a_recipe_names_the_seeds_once_and_not_how_the_sweep_was_run():
         ["denoiselab train -m study=snr weighting=unit target=v seed=0,1,2"],
     ]
     assert found[0].made == "git revision 0123456789ab, torch 2.10"
+    for one in runs[3:]:
+        one.record["command"] = "denoiselab train --config-dir 'my options' weighting=min_snr seed=0"
+    assert recipes(tabulate(runs))[0].commands[0].startswith("denoiselab train -m --config-dir 'my options' study=snr")
     runs[0].record["overrides"] = ["study=snr", "weighting=unit", "model.note=a b;rm -rf $HOME", "seed=0"]
     (_, unit) = recipes(tabulate(runs))
     assert shlex.split(unit.commands[0]) == ["denoiselab", "train", *runs[0].record["overrides"][:3], "seed=0"]

@@ -135,10 +135,10 @@ def test_a_run_that_was_begun_without_is_filled_in(run: Path, tmp_path: Path):
 def test_tables_beside_the_rows_have_what_was_measured(run: Path):
     (file,) = run.glob("evaluations/*/evaluation.json")
     content = json.loads(file.read_text())
-    (line,) = csv.DictReader((run / "evaluations.csv").open())
+    (line,) = csv.DictReader((run / "evaluations.csv").read_text().splitlines())
     assert float(line["value"]) == content["records"][0]["value"]
     assert json.loads(line["protocol"])["spacing"] == content["protocol"]["spacing"]
-    table = list(csv.DictReader((run / "metrics.csv").open()))
+    table = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
     assert [int(row["step"]) for row in table] == [*range(1, 11)]
     assert float(table[-1]["evaluation/held_out_loss"]) == content["records"][0]["value"]
     assert {int(row["step"]): float(row["train/loss"]) for row in table} == rows(run, "train/loss")

@@ -144,7 +144,9 @@ def test_pictures_are_those_of_the_run(run: Path, found: Logged):
         np.asarray(Image.open(file).convert("RGB")), np.asarray(Image.open(look).convert("RGB"))
     )
     (table,) = found.files("tables/guidance_sweep")
-    assert json.loads(table.read_text())["columns"] == next(csv.reader(look.with_name("table.csv").open()))
+    assert json.loads(table.read_text())["columns"] == next(
+        csv.reader(look.with_name("table.csv").read_text().splitlines())
+    )
 
 
 def test_what_was_measured_is_there_with_its_protocol(run: Path, found: Logged):

@@ -280,7 +280,7 @@ def _cells(arm: Arm) -> dict[str, Cell]:
     for run, evaluations in arm.members:
         found: dict[str, list[float]] = {}
         measured = [(plain(e.protocol.get("seed")), r) for e in evaluations for r in e.records]
-        for drawn, record in measured if arm.protocol else [("", _last_loss(run))]:
+        for drawn, record in measured if arm.protocol else [("", last_loss(run))]:
             if record.value is None:
                 continue
             found.setdefault(record.name, []).append(record.value)
@@ -295,7 +295,8 @@ def _cells(arm: Arm) -> dict[str, Cell]:
     return cells
 
 
-def _last_loss(run: Run) -> Record:
+def last_loss(run: Run) -> Record:
+    """The held-out loss that a run logged last, as a measurement: all that is known of one without an evaluation."""
     return Record("val/loss", finite(run.last("val/loss")), "lower", {}, {"loss": run.record.get("loss")}, {})
 
 

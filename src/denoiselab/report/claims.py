@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
 from denoiselab.report.arms import Arm, Table, tabulate
-from denoiselab.report.matching import SEEDS, Context, Point, Side, contexts, points, settings, side, state
+from denoiselab.report.matching import MOST, SEEDS, Context, Point, Side, contexts, points, settings, side, state
 from denoiselab.report.options import comparable
 from denoiselab.report.paired import LEVEL, Difference, difference, holm
 from denoiselab.report.ranking import incomparable
@@ -19,9 +18,6 @@ MISSING, INCOMPARABLE, UNREADABLE = "not measured yet", "not comparable", "canno
 
 WORST = (UNREADABLE, CONTRADICTED, INCOMPARABLE, MISSING, UNDECIDED, SUPPORTED)
 """What stands for a claim whose contexts disagree is the first of these."""
-
-ROWS = 100
-"""Contexts of a claim, at most."""
 
 
 @dataclass
@@ -198,11 +194,14 @@ def _judged(study: Study, table: Table, raw: Any) -> Judged:
         )
     found = points(study, table, claim.options)
     rows = []
-    for context in itertools.islice(contexts(study, table, found, claim.options), ROWS):
+    for context in contexts(study, table, found, claim.options):
         inside = [point for point in found if context.holds(point)]
         sides = [Side(values, side(inside, values)) for values in (claim.better, claim.than)]
         rows.append(_row(study, claim.metric, context, *sides))
-    return Judged(text, claim.metric, rows)
+    problem = (
+        "" if rows else f"it leaves so much open that there are more than {MOST} contexts; name more options in it"
+    )
+    return Judged(text, claim.metric, rows, problem)
 
 
 def _row(study: Study, metric: str, context: Context, better: Side, than: Side) -> Row:

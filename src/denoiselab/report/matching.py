@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from denoiselab.report.arms import Arm, Table
+from denoiselab.report.arms import Arm, Table, last_loss
 from denoiselab.report.axes import key
 from denoiselab.report.options import SAMPLING, UNSET, comparable, option, overrides, parsed
 from denoiselab.report.runs import Evaluation, Record, Run
@@ -18,8 +17,8 @@ from denoiselab.report.studies import Study, line
 SEEDS = ("seed", "evaluation.seed")
 """Options that differences are taken over, or means; never a context."""
 
-PLANNED = 1000
-"""Combinations of planned values, at most."""
+MOST = 100
+"""Contexts of a claim, at most."""
 
 
 @dataclass
@@ -46,12 +45,11 @@ class Point:
 
     def records(self, metric: str) -> list[tuple[Run, dict[str, Any], Record]]:
         """The measurements of a name that have a value, as ranking takes them."""
-        return [
-            (self.run, evaluation.protocol, record)
-            for evaluation in self.evaluations
-            for record in evaluation.records
-            if record.name == metric and record.value is not None
+        found = [
+            (self.run, evaluation.protocol, record) for evaluation in self.evaluations for record in evaluation.records
         ]
+        found = found or [(self.run, {"weights": "ema"}, last_loss(self.run))]
+        return [entry for entry in found if entry[2].name == metric and entry[2].value is not None]
 
 
 @dataclass
@@ -124,8 +122,9 @@ def points(study: Study, table: Table, named: list[str]) -> list[Point]:
     return [point for rivals in found.values() for point in _preferred(rivals)]
 
 
-def contexts(study: Study, table: Table, found: list[Point], named: list[str]) -> Iterator[Context]:
-    """Every context of a claim that is planned or measured, in the order of the study's axes.
+def contexts(study: Study, table: Table, found: list[Point], named: list[str]) -> list[Context]:
+    """Every context of a claim that is planned or measured, in the order of the study's axes; none if there are more
+    than MOST.
 
     Args:
         study: whose axes are the plan.
@@ -138,13 +137,12 @@ def contexts(study: Study, table: Table, found: list[Point], named: list[str]) -
     seen: dict[tuple[str, ...], Context] = {}
     shown = {(name, comparable(point.value(name))): point.value(name) for point in found for name in names}
     planned = [name for name in names if name in study.axes]
-    if math.prod(len(study.axes[name]) for name in planned) <= PLANNED:
-        shown |= {(name, comparable(value)): value for name in planned for value in study.axes[name]}
-        combinations = itertools.product(*(dict.fromkeys(map(comparable, study.axes[name])) for name in planned))
-    else:
-        combinations = iter(())
+    orders = {name: [*dict.fromkeys(map(comparable, study.axes[name]))] for name in planned}
+    if math.prod(map(len, orders.values())) > MOST:
+        return []
+    shown |= {(name, comparable(value)): value for name in planned for value in study.axes[name]}
     measured = {tuple(comparable(point.value(name)) for name in planned) for point in found}
-    for texts in combinations:
+    for texts in itertools.product(*orders.values()):
         if texts not in measured:
             values = dict(zip(planned, texts, strict=True))
             seen[texts] = Context(values, {}, _text(values, {}, shown))
@@ -154,13 +152,12 @@ def contexts(study: Study, table: Table, found: list[Point], named: list[str]) -
         seen.setdefault((*values.values(), *others.values(), ""), Context(values, others, _text(values, others, shown)))
 
     def place(context: Context) -> list[Any]:
-        orders = {name: [comparable(value) for value in study.axes[name]] for name in planned}
         return [
             (orders[name].index(text) if text in orders.get(name, []) else len(orders.get(name, [])), text)
             for name, text in context.values.items()
         ]
 
-    yield from sorted(seen.values(), key=place)
+    return sorted(seen.values(), key=place) if len(seen) <= MOST else []
 
 
 def state(study: Study, context: Context, one: Side, seed: str) -> str:
