@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format pictures bench bench-gpu proofs ray clean
+.PHONY: demo test check format pictures bench bench-gpu proofs ray slurm clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -49,6 +49,11 @@ proofs: .venv/installed
 # A study on a Ray cluster of this machine, with a run that is killed.
 ray: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 0 -m ray
+
+# Studies through a SLURM cluster of one node, which is installed and started; needs root and apt-get.
+slurm: .venv/installed
+	scripts/slurm/install.sh
+	OMP_NUM_THREADS=1 scripts/slurm/with.sh $(BIN)/pytest -n 0 -m slurm
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

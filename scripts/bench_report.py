@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -193,15 +194,18 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     options = parser.parse_args()
     seconds: list[float] = []
+    work: list[float] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "runs"
         make(folder, options.runs, options.rows)
         read = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         for _ in range(options.rounds):
-            begin = time.perf_counter()
+            begin, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
             subprocess.run([sys.executable, "-m", "denoiselab", "report", str(folder)], check=True, capture_output=True)
             seconds.append(time.perf_counter() - begin)
-            print(f"{seconds[-1]:.2f} s", flush=True)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            work.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+            print(f"{seconds[-1]:.2f} s; {work[-1]:.2f} s of a CPU", flush=True)
         size = (folder / "report.html").stat().st_size
     from denoiselab.run_folder import hardware, versions
 
@@ -211,6 +215,7 @@ def main() -> None:
         "rows": options.rows,
         "folder_bytes": read,
         "seconds": {"median": statistics.median(seconds), "least": min(seconds), "most": max(seconds)},
+        "cpu_seconds": statistics.median(work),
         "rounds": options.rounds,
         "page_bytes": size,
         "need": {"seconds_at_most": 20, "page_bytes_at_most": 15_000_000},

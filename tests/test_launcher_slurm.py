@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import re
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from submitit.core.utils import cloudpickle_dump
 
 from denoiselab.compose import compose
-from denoiselab.errors import UserError
+from denoiselab.errors import RunHeld, UserError
 from denoiselab.launcher import Slurm, Task
 from denoiselab.launcher.queue import read_submission
+from denoiselab.run_folder import RunFolder
 from denoiselab.status import standings, table
 from denoiselab.training import Job
 from slurm_stub import Slurm as Stub
@@ -156,16 +158,35 @@ def test_what_a_state_means(state: str, waited: int, status: int | None, slurm: 
     assert (f"[run0] SLURM job 10: {state} (Because); its log: " in err) == bool(status)
 
 
-def test_one_that_vanished_is_not_waited_for(slurm: Stub, tmp_path: Path):
-    """Without accounting, what became of it is what it left: nothing, or its result."""
+def test_one_that_vanished_is_not_waited_for(slurm: Stub, tmp_path: Path, monkeypatch):
+    """Without accounting, what became of it is what it left: nothing, or its result. Some queues are copies."""
     launcher = Slurm()
     lost, done = started(launcher, tasks(tmp_path, 2))
     slurm.silent()
     assert polled(launcher, lost) is None  # nobody knows
     slurm.queue()
+    assert polled(launcher, lost) is None
+    slurm.queue(row(lost, "RUNNING"))
+    assert polled(launcher, lost) is None
+    slurm.queue()
+    assert polled(launcher, lost) is None
+    monkeypatch.setattr("denoiselab.launcher.slurm.LOST", 0)
     cloudpickle_dump(("success", None), done.folder / f"{done.job}_0_result.pkl")
     assert [polled(launcher, one) for one in (lost, done)] == [1, 0]
     assert read_submission(done.file) is None
+
+
+def test_one_that_was_just_submitted_is_not_missed(slurm: Stub, tmp_path: Path, monkeypatch):
+    """What SLURM said before knows nothing of it."""
+    monkeypatch.setattr("denoiselab.launcher.slurm.LOST", 0)
+    launcher = Slurm()
+    first, second = tasks(tmp_path, 2)
+    (one,) = started(launcher, [first])
+    slurm.queue(row(one, "RUNNING"))
+    assert launcher.poll(one) is None
+    (other,) = started(launcher, [second])
+    slurm.queue(row(one, "RUNNING"), row(other, "PENDING"))
+    assert launcher.poll(other) is None
 
 
 def test_those_that_wait_are_taken_back_where_nothing_further_is_to_start(slurm: Stub, tmp_path: Path, monkeypatch):
@@ -176,7 +197,9 @@ def test_those_that_wait_are_taken_back_where_nothing_further_is_to_start(slurm:
 
     def started(handles: list) -> list:
         failed, runs, waits, goes_on = handles
-        slurm.queue(row(failed, "FAILED", 256), row(runs, "RUNNING"), row(waits, "PENDING"), row(goes_on, "PENDING", 0, 1))
+        slurm.queue(
+            row(failed, "FAILED", 256), row(runs, "RUNNING"), row(waits, "PENDING"), row(goes_on, "PENDING", 0, 1)
+        )
         over = (row(runs, "COMPLETED"), row(waits, "CANCELLED"), row(goes_on, "COMPLETED"))
         slurm.after_scancel(row(failed, "FAILED", 256), *over)
         return handles
@@ -259,3 +282,29 @@ def test_status_tells_what_waits_runs_and_died(slurm: Stub, tmp_path: Path):
     slurm.silent()
     assert [one.state for one in standings(tmp_path / "outputs")] == ["preempted", "running", "running", "failed"]
     assert standings(handles[3].task.folder)[0].state == "running"
+
+
+@pytest.mark.parametrize(
+    ("mine", "holder", "queue", "free"),
+    [
+        ({"restart": "1"}, {"job": "70_1", "restart": 0}, None, True),  # requeued on another node
+        ({"restart": "1"}, {"job": "70_1", "restart": 1}, None, False),  # twice in one start of a job
+        ({"restart": "0"}, {"job": "60_1", "restart": 0}, "RUNNING", False),
+        ({"restart": "0"}, {"job": "60_1", "restart": 0}, "FAILED", True),
+        ({}, {"job": "60_1", "restart": 3}, "PENDING", False),  # waits to go on
+        ({}, {"job": "60_1", "restart": 3}, "", True),  # gone
+        ({}, {"job": "60_1", "restart": 3}, None, False),  # nobody answers
+        ({}, None, "", False),  # a process of another machine, without SLURM
+    ],
+)
+def test_a_run_is_held_as_long_as_its_job(mine, holder, queue, free: bool, slurm: Stub, tmp_path: Path, monkeypatch):
+    if mine:
+        for name, value in {"JOB_ID": "75", "ARRAY_JOB_ID": "70", "ARRAY_TASK_ID": "1"}.items():
+            monkeypatch.setenv(f"SLURM_{name}", value)
+        monkeypatch.setenv("SLURM_RESTART_COUNT", mine["restart"])
+    slurm.silent() if queue is None else slurm.queue(*[("60", "1", queue, "0", "0", "", "")] if queue else [])
+    (tmp_path / "run.lock").write_text(json.dumps({"host": "elsewhere", "pid": 1, "slurm": holder}))
+    with nullcontext() if free else pytest.raises(RunHeld, match="held by process 1 on elsewhere"):  # noqa: SIM117
+        with RunFolder(tmp_path, {}).locked():
+            held = json.loads((tmp_path / "run.lock").read_text())["slurm"]
+            assert held == ({"job": "70_1", "restart": int(mine["restart"])} if mine else None)

@@ -3,12 +3,14 @@
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from denoiselab.errors import UserError
 from denoiselab.launcher import Ray, Task
 from denoiselab.launcher.ray import Process
 from test_launcher import PROGRAM, gone, told, until
+from test_ranks import OPTION, TELLING
 from test_sweep import TINY, content, state
 
 
@@ -231,12 +234,26 @@ def launched(root: Path, asked: list[tuple[int, str, str]], **options: object) -
     )
 
 
+def said_by_a_stranger() -> str:
+    """The first that Ray says to a process without the token of the cluster."""
+    lines = [path.read_text() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    address = next(found[1] for line in lines if (found := re.search(r"gcs[-_]address=([\d.]+:\d+)", line)))
+    script = f"import ray; ray.init(address={address!r}); print('connected')"
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as stranger:
+        assert stranger.stdout is not None
+        said = next((line.decode() for line in stranger.stdout if b"uthenticat" in line or b"connected" in line), "")
+        stranger.kill()
+    return said
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
 def test_no_run_outlives_the_launching_process(signum: int, tmp_path: Path):
-    """A third, which waits for room, is not begun."""
+    """A third, which waits for room, is not begun; and nobody else can use the cluster."""
     process = launched(tmp_path, [(0, "60", "0")] * 3)
     until(lambda: len(told(tmp_path / "runs")) == 2, 60)
+    if signum == signal.SIGTERM:
+        assert "Authentication token is missing" in said_by_a_stranger()
     pids = [facts["pid"] for facts in told(tmp_path / "runs")]
     process.send_signal(signum)
     process.communicate(timeout=60)
@@ -251,20 +268,20 @@ def test_no_run_outlives_the_launching_process(signum: int, tmp_path: Path):
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[str]:
-    """The address of one that was there before, with two GPUs that Ray believes in."""
+def cluster() -> Iterator[Any]:
+    """One that was there before, with two GPUs that Ray believes in."""
     from ray.cluster_utils import Cluster
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": 2, "include_dashboard": False})
-    yield made.address
+    yield made
     made.shutdown()
 
 
 @pytest.mark.ray
-def test_a_cluster_that_is_there_is_used_and_left(cluster: str, tmp_path: Path):
+def test_a_cluster_that_is_there_is_used_and_left(cluster, tmp_path: Path):
     """GPUs are not shared; the worker that stands for a run may die, which is that run's failure alone."""
-    process = launched(tmp_path, [(1, "2", "0"), (1, "2", "3"), (1, "1", "0"), (0, "60", "0")], address=cluster)
+    process = launched(tmp_path, [(1, "2", "0"), (1, "2", "3"), (1, "1", "0"), (0, "60", "0")], address=cluster.address)
     until(lambda: (tmp_path / "runs" / "r3").exists(), 60)
     pid = told(tmp_path / "runs" / "r3")[0]["pid"]
     os.kill(int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGKILL)
@@ -277,9 +294,37 @@ def test_a_cluster_that_is_there_is_used_and_left(cluster: str, tmp_path: Path):
     for one in (one for one in facts if one["CUDA_VISIBLE_DEVICES"]):
         beside = [o for o in facts if o is not one and "to" in o and o["from"] <= one["from"] < o["to"]]
         assert one["CUDA_VISIBLE_DEVICES"] not in [o["CUDA_VISIBLE_DEVICES"] for o in beside]
-    again = launched(tmp_path, [(0, "0", "0")], address=cluster)
+    again = launched(tmp_path, [(0, "0", "0")], address=cluster.address)
     out, err = again.communicate(timeout=60)
     assert json.loads(out.splitlines()[-1]) == {"0": 0}, err
+
+
+@pytest.mark.ray
+def test_a_node_that_is_lost_fails_its_run(cluster, tmp_path: Path):
+    node = cluster.add_node(num_cpus=8)
+    process = launched(tmp_path, [(0, "60", "0")], address=cluster.address, cpus=6)
+    until((tmp_path / "runs" / "r0").exists, 60)
+    cluster.remove_node(node, allow_graceful=False)
+    out, err = process.communicate(timeout=90)
+    assert json.loads(out.splitlines()[-1]) == {"0": 1}, err
+    assert "[0] Ray lost this run: " in err
+
+
+@pytest.mark.ray
+def test_ranks_of_a_run_are_started_on_its_node(tmp_path: Path):
+    (tmp_path / "lab" / "callbacks").mkdir(parents=True)
+    (tmp_path / "lab" / "telling.py").write_text(TELLING)
+    (tmp_path / "lab" / "callbacks" / "telling.yaml").write_text(OPTION)
+    words = ("--config-dir=lab", "callbacks=telling", "trainer=ddp_cpu", "trainer.max_steps=4", "trainer.threads=1")
+    process = denoiselab(tmp_path, "launcher=ray", *words)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    [run] = by_name(tmp_path).values()
+    assert [Path(line).name for line in out.split()] == [run.name]
+    assert state(run) == "done"
+    ranks = [json.loads(path.read_text()) for path in sorted(run.glob("rank*.json"))]
+    assert ranks == [{"world": 2, "text": "", "rank": rank} for rank in (0, 1)]
+    assert ray_is_gone()
 
 
 @pytest.mark.ray

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import f_oneway
 
 from denoiselab.report import write_report
 from denoiselab.report.arms import tabulate
@@ -98,10 +99,26 @@ def test_a_study_on_the_page(tmp_path: Path):
     assert found.noise < 0.01
     assert found.within == pytest.approx(0.02**2 / (0.02**2 + rates + schedules), abs=5e-4)
     assert found.rest < 0.05
+    assert found.p is not None
+    assert found.p < 1e-12
     page = write_report(tmp_path).read_text()
+    assert "not told from chance (F test" not in page
     assert "Importance of the axes" in page
     assert "on 18 runs of 6 of\n6 combinations" in page
     assert "0.0001, 0.001, 0.01" in page
+
+
+def test_shares_of_nothing_but_noise_are_said_to_be_that(tmp_path: Path):
+    """2 x 3 arms of 3 seeds without any effect: p is that of scipy's one-way analysis of variance."""
+    rng = np.random.default_rng(1)
+    for path in sorted(study(tmp_path).glob("run*")):
+        evaluation(path / "evaluations" / "1", 1.0, 5 + float(rng.standard_normal()), 1000, "Cosine", "unet_digits")
+    table = tabulate(load(tmp_path))
+    found = importance(table)
+    assert found.chance == pytest.approx(12 / 17)
+    assert found.p == pytest.approx(f_oneway(*(arm.cells["fd_digits"].values for arm in table.arms)).pvalue)
+    assert found.p > 0.05
+    assert "The arms are not told from chance (F test, p" in write_report(tmp_path).read_text()
 
 
 def test_axes_that_go_together_are_one(tmp_path: Path):

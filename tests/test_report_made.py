@@ -195,6 +195,25 @@ def test_a_recipe_names_the_seeds_once_and_not_how_the_sweep_was_run():
     assert len(unit.commands) == 2
 
 
+def test_an_evaluation_is_measured_with_the_metrics_of_the_run():
+    one = run(0, [measured(2.0), measured(1.0, steps=10), measured(1.0, name="other", steps=20)])
+    one.record["overrides"].append("~metrics.modes")
+    commands = {recipe.label: recipe.commands for recipe in recipes(tabulate([one]))}
+    assert [len(found) for found in commands.values()] == [2, 2, 1]
+    assert shlex.split(commands["sampler.steps 10"][1])[3:] == [
+        *(
+            "sampler=ddim",
+            "sampler.steps=10",
+            "spacing=trailing",
+            "guidance=cfg",
+            "guidance.scale=1.0",
+            "~metrics.modes",
+        ),
+        *("evaluation.n=1000", "evaluation.weights=ema", "evaluation.seed=0"),
+    ]
+    assert "~metrics.modes" not in commands["sampler.steps 20"][1]
+
+
 def test_what_cannot_be_made_by_a_command_is_said():
     old = run(0, [measured(2.0, sampler="heun", chosen=False)])
     (recipe,) = recipes(tabulate([old]))

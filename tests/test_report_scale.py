@@ -53,7 +53,7 @@ def test_a_hundred_runs_are_a_page_that_can_be_opened(tmp_path: Path, opened: li
     """100 runs x 8 diagnostics and 2 evaluations with pictures of 180 kB: nothing is read twice, pictures that are not
     shown are not read at all, and the page stays below 15 MB."""
     bench = script("bench_report")
-    bench.make(tmp_path, runs=100, rows=100)
+    bench.make(tmp_path, runs=100, rows=50)
     opened.clear()
     page = write_report(tmp_path)
     counts = Counter(Path(name).relative_to(tmp_path).as_posix() for name in opened if name.startswith(str(tmp_path)))

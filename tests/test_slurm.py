@@ -7,13 +7,16 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from cluster import TINY, Command, Hit, Sweep, hit, kill, status, until, view
+from cluster import PATIENCE, TINY, Command, Hit, Sweep, hit, kill, status, until, view
+from denoiselab.launcher import Slurm, Task
+from denoiselab.launcher.slurm import Waited
 from runs import differences, last
 from test_sweep import content
 
@@ -39,9 +42,31 @@ class Story:
     again: Command
 
 
+NEVER_DONE = """
+import signal, sys, time
+file = sys.argv[sys.argv.index("--job") + 1] + ".told"
+def stop(signum, frame):
+    open(file, "a").write(f"saved {time.time()}\\n")
+    sys.exit(128 + signum)
+signal.signal(signal.SIGTERM, stop)
+open(file, "a").write(f"began {time.time()}\\n")
+time.sleep(600)
+"""
+"""A run that saves when it is told to stop, and otherwise goes on."""
+
+
 @pytest.fixture(scope="module", autouse=True)
-def _cluster() -> None:
+def limited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Slurm, Waited]:
+    """A job that will reach its limit of a minute, while the study goes on; and reach it again."""
     assert "SLURM_CONF" in os.environ, "needs a cluster, which `make slurm` starts"
+    root = tmp_path_factory.mktemp("limited")
+    launcher = Slurm(minutes=1, grace=20, requeues=1, cpus_per_task=1, memory=0.1)
+    task = Task("limited", ["--job", str(root / ".jobs" / "run.json")], root / "run")
+    launcher.check(task)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Slurm, "program", (sys.executable, "-c", NEVER_DONE))
+        (waited,) = launcher.start([task])
+    return launcher, waited
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +155,7 @@ def test_one_that_was_told_to_stop_has_saved_in_time_and_is_requeued_once(story:
         assert f"continuing at step {found.step} of 1500" in story.sweep.log(story.jobs[number])
     log = story.sweep.log(story.jobs[1])
     assert log.count("Requeued job") == 1
-    assert f"Requeued job {story.jobs[1]} (19 remaining timeouts)" in log
+    assert f"Requeued job {story.jobs[1]} (20 remaining timeouts)" in log  # hours before its limit, so this was none
     assert "Requeued job" not in story.sweep.log(story.jobs[2])  # SLURM did, and nobody else
 
 
@@ -144,21 +169,43 @@ def test_the_command_makes_what_is_missing(story: Story):
     assert sorted(story.runs) == sorted(story.runs[0].parent.glob("[!.]*"))
 
 
+def apart(one: Path, other: Path) -> list[str]:
+    """Where the last checkpoints of two runs differ, beside the options that say where they ran."""
+    return [where for where in differences(last(one), last(other)) if not where.startswith(".denoiselab.choices")]
+
+
 def test_interrupted_runs_end_bit_for_bit_like_uninterrupted_ones(story: Story, whole: list[Path]):
     """Each goes on from its own checkpoint, though all work in one directory."""
     for interrupted, one in zip(story.runs[:3], whole, strict=True):
         assert interrupted.name == one.name
         assert last(interrupted)["global_step"] == 1500
-        assert differences(last(one), last(interrupted)) == []
+        assert apart(one, interrupted) == []
 
 
 def test_the_folder_of_what_runs_there_is_for_its_user_alone(story: Story):
     assert [folder.stat().st_mode & 0o777 for folder in (story.sweep.jobs, story.sweep.jobs / "slurm")] == [0o700] * 2
 
 
+def test_a_job_at_its_limit_goes_on_until_it_was_there_too_often(limited: tuple[Slurm, Waited]):
+    """SLURM itself sends the signal; the command has waited long enough, and counts it as failed."""
+    launcher, waited = limited
+    end = time.monotonic() + PATIENCE
+    while (ended := launcher.poll(waited)) is None:
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    assert ended == 1
+    assert (view(waited.job)["JobState"], view(waited.job)["Restarts"]) == ("FAILED", "1")
+    told = (waited.folder.parent / "run.json.told").read_text().split()
+    assert told[::2] == ["began", "saved"] * 2
+    log = (waited.folder / f"{waited.job}_0_log.out").read_text()
+    assert log.count("Requeued job") == 1
+    assert f"Requeued job {waited.job} (0 remaining timeouts)" in log
+    assert "timed-out too many times" in log
+
+
 def test_ranks_are_tasks_and_go_on_together(tmp_path: Path):
     """Two ranks of one run, requeued in its middle, under one wandb id; beside one without SLURM."""
-    sweep = Sweep(tmp_path, ("seed=3,4", "trainer=ddp_cpu", "logger=wandb", "callbacks=none", "launcher.jobs=1"))
+    sweep = Sweep(tmp_path, ("seed=3,4", "trainer=ddp_cpu", "logger=wandb", "launcher.jobs=1", "trainer.max_steps=600"))
     command = sweep.command()
     command.until("submitted as")
     one, other = sweep.submissions()
@@ -173,8 +220,10 @@ def test_ranks_are_tasks_and_go_on_together(tmp_path: Path):
     known = view(one["job"])
     assert (known["JobState"], known["NumTasks"], known["NumNodes"]) == ("COMPLETED", "2", "1")
     assert sweep.log(one["job"]).count("Requeued job") == 1
-    assert f"continuing at step {found.step} of 1500" in sweep.log(one["job"])
+    assert f"continuing at step {found.step} of 600" in sweep.log(one["job"])
     assert {path.name.rpartition("-")[2] for path in run.glob("wandb/offline-run-*")} == {run.name.rpartition("-")[2]}
-    alone = Command(("train", *TINY, "trainer=ddp_cpu", *TINY[-4:], "seed=3", "output_dir=alone"), tmp_path)
+    alone = Command(
+        ("train", *TINY, "trainer=ddp_cpu", "trainer.max_steps=600", "seed=3", "output_dir=alone"), tmp_path
+    )
     assert alone.wait() == 0
-    assert differences(last(tmp_path / "alone" / "runs" / run.name), last(run)) == []
+    assert apart(tmp_path / "alone" / "runs" / run.name, run) == []

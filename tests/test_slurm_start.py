@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from submitit.core.utils import DelayedSubmission
 
-from denoiselab.launcher.slurm import Start
+from denoiselab.launcher.slurm_task import Start
 from slurm_stub import Slurm, stubbed
 
 PROGRAM = """
@@ -163,7 +163,9 @@ def test_other_ranks_ask_for_nothing_and_do_not_end_the_job(place: Place):
     assert not place.requeued
 
 
-@pytest.mark.parametrize(("state", "status", "requeues"), [("RUNNING", 255, 1), ("CANCELLED", 143, 0), ("PENDING", 143, 0)])
+@pytest.mark.parametrize(
+    ("state", "status", "requeues"), [("RUNNING", 255, 1), ("CANCELLED", 143, 0), ("PENDING", 143, 0)]
+)
 def test_sigterm_is_a_preemption_unless_slurm_ends_the_job_itself(state: str, status: int, requeues: int, place: Place):
     process = place.running()
     place.state(state)

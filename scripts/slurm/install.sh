@@ -6,7 +6,7 @@ if ! command -v apt-get >/dev/null || [ "$(id -u)" -ne 0 ]; then
   echo "$0: needs root and apt-get (Debian, Ubuntu); elsewhere install slurmctld, slurmd, slurm-client and munge" >&2
   exit 2
 fi
-if command -v slurmctld slurmd sbatch munged >/dev/null; then
+if type slurmctld slurmd sbatch munged >/dev/null 2>&1; then
   exit 0
 fi
 export DEBIAN_FRONTEND=noninteractive

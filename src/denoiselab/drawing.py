@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,6 +27,10 @@ from denoiselab.schedule import Schedule
 if TYPE_CHECKING:
     from denoiselab.experiment import Parts
     from denoiselab.run import Run
+
+
+POLL = 0.01
+"""Seconds between looks at who has ended."""
 
 
 class Abandoned(Exception):
@@ -125,6 +130,7 @@ def spread(workers: Sequence[Worker], items: Sequence[Any], told: Callable[[Any]
     waiting, lock, stop = iter(enumerate(items)), threading.Lock(), threading.Event()
     results: dict[int, Any] = {}
     errors: list[BaseException] = []
+    ended: list[Worker] = []
 
     def go_on() -> None:
         if stop.is_set():
@@ -143,16 +149,24 @@ def spread(workers: Sequence[Worker], items: Sequence[Any], told: Callable[[Any]
         except BaseException as error:
             errors.append(error)  # before the others stop, so that theirs come after it
             stop.set()
+        finally:
+            ended.append(worker)
+
+    def wait() -> None:
+        while len(ended) < len(
+            workers
+        ):  # a signal that comes in Thread.join makes it believe that the thread has ended
+            time.sleep(POLL)
 
     threads = [threading.Thread(target=work, args=(worker,), daemon=True) for worker in workers[1:]]
     for thread in threads:
         thread.start()
     try:
         work(workers[0])
-        for thread in threads:
-            thread.join()
+        wait()
     finally:
         stop.set()  # a signal came while this thread waited
+        wait()
         for thread in threads:
             thread.join()
     if errors:

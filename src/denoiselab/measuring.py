@@ -9,6 +9,7 @@ measured in many ways.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,18 @@ class Job:
     @property
     def path(self) -> Path:
         return self.results[0].parent
+
+    @property
+    def evaluation_address(self) -> str:
+        return self.path.name
+
+    @property
+    def command(self) -> str:
+        """That makes this evaluation alone, for a shell."""
+        folder = self.composed.config_dir
+        return shlex.join(
+            ["denoiselab", "evaluate", *(["--config-dir", str(folder)] if folder else []), *self.overrides]
+        )
 
     @property
     def finished(self) -> bool:

@@ -38,7 +38,7 @@ from denoiselab.loggers import JsonLines, evaluated, finishing
 from denoiselab.loggers.facts import Facts, looked_up
 from denoiselab.module import Diffusion, Feed
 from denoiselab.rng import mix
-from denoiselab.run import Run, device_of, find_checkpoint
+from denoiselab.run import Run, devices_of, find_checkpoint
 from denoiselab.run_folder import RunFolder, slug
 from denoiselab.sharding import Sharded
 from denoiselab.version import CHECKPOINT_VERSION
@@ -393,7 +393,8 @@ class Job:
         file = find_checkpoint(self.folder.path)
         content = checkpoint.load(file)
         run = Run.of(parts, content, config["evaluation"]["weights"], file, self.folder.path)
-        run.to(device_of("cpu" if config["trainer"]["accelerator"] == "cpu" else "auto"))
+        trainer = config["trainer"]
+        run.to(*devices_of("cpu" if trainer["accelerator"] == "cpu" else "auto", trainer["devices"]))
         before, trained = {*self.path.glob("evaluations/*")}, bool(self.loggers)
         made = evaluate(run, parts, rerun=False, choices=self.composed.choices)
         evaluated(self._loggers(parts), made, new=trained or made not in before)

@@ -80,6 +80,9 @@ class Evaluations:
         self.composed = cache(lambda lines: compose("evaluate", ["ckpt=none", *lines], config_dir))
         self.newest: tuple[Any, Run] | None = None
 
+    def compose(self, overrides: list[str]) -> Composed:
+        return compose("evaluate", overrides, self.config_dir)
+
     def job(self, overrides: list[str]) -> Job:
         others = tuple(line for line in overrides if option(line) != "ckpt")
         named = [value_of(line) for line in overrides if option(line) == "ckpt"]

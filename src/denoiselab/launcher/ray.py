@@ -34,6 +34,10 @@ ANSWER = 10.0
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 """No report to Ray's makers, no warning of a coming default."""
 
+OWN = {"RAY_AUTH_MODE": "token", "RAY_kill_child_processes_on_worker_exit": "0"}
+"""Of a cluster of one's own: nobody else can have programs run on it as this user; and where it ends without a word, a
+run is told by the kernel to stop, which Ray would kill."""
+
 STORE = 80 * 2**20
 """Bytes of shared memory of a cluster of one's own: lines are all that goes through it."""
 
@@ -228,8 +232,8 @@ class Ray(Launcher):
         before = dict(os.environ)
         folder = Path(tempfile.mkdtemp(prefix="denoiselab-ray-", dir="/tmp"))  # names of sockets have to be short
         os.environ.update(QUIET)
-        if self.address is None:  # others on this machine could have their programs run as this user
-            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+        if self.address is None:
+            os.environ.update(OWN, RAY_AUTH_TOKEN=secrets.token_hex(32))
         options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "logging_level": logging.ERROR}
         own = {"include_dashboard": False, "object_store_memory": STORE, "_temp_dir": str(folder / "ray")}
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -294,6 +298,14 @@ class Ray(Launcher):
         else:
             ray.kill(handle.process)
         return status
+
+    def withdraw(self) -> list[Task]:
+        import ray
+
+        waiting = [one for one in self.running.values() if not one.begun]
+        for one in waiting:
+            ray.kill(one.process)
+        return [one.task for one in waiting]
 
     def stop(self, handles: Sequence[Placed], signum: int) -> None:
         """Only noted: Ray is not to be called from within a signal handler."""

@@ -51,7 +51,8 @@ class Facts:
     @property
     def options(self) -> dict[str, Any]:
         """Chosen options by group, the seed and what was given beside them: one value each."""
-        given = dict(line.lstrip("+~").partition("=")[::2] for line in self._overrides())
+        parts = [line.lstrip("+~").partition("=") for line in self._overrides()]
+        given = {key: value for key, _, value in parts}
         return self._clean({**self.choices, "seed": self.config["seed"], **given})
 
     @property

@@ -236,7 +236,7 @@ class Wandb(Dashboard, WandbLogger):
 def _table(columns: dict[str, list[Any]]) -> Any:
     import wandb
 
-    rows = [list(row) for row in zip(*columns.values(), strict=True)]
+    rows: list[Any] = [list(row) for row in zip(*columns.values(), strict=True)]
     return wandb.Table(columns=[*columns], data=rows, allow_mixed_types=True)
 
 

@@ -112,7 +112,7 @@ def of_training(table: Table) -> Compute:
     if found.charts and flops not in costs.values() and len(set(_values(arms, parameters))) > 1:
         found.notes.append(
             "Networks differ in size, so that a sample costs more in one arm than in another. Their multiply-adds are "
-            "not recorded, so there is no axis of training FLOPs; `denoiselab summary` counts them."
+            "not recorded, so there is no axis of training FLOPs; denoiselab summary counts them."
         )
     return found
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from scipy.special import fdtrc
 
 from denoiselab.report.arms import Arm, Table
 from denoiselab.report.options import parsed
@@ -57,6 +58,19 @@ class Importance:
     def rest(self) -> float:
         """What no axis explains alone: what they do together, and noise that the forest has followed."""
         return max(0.0, 1.0 - sum(axis.share for axis in self.axes))
+
+    @property
+    def chance(self) -> float:
+        """``within`` as it would be on average if no axis did anything."""
+        return (self.runs - self.arms) / (self.runs - 1)
+
+    @property
+    def p(self) -> float | None:
+        """Of the F test that all arms have one mean; a forest explains noise as readily as anything else."""
+        if self.within is None or self.runs == self.arms:
+            return None
+        between, inside = self.arms - 1, self.runs - self.arms
+        return float(fdtrc(between, inside, (1 - self.within) / between / max(self.within / inside, 1e-300)))
 
 
 def importance(table: Table) -> Importance:

@@ -102,30 +102,42 @@ def _evaluate(arm: Arm) -> list[str] | str:
     assert evaluation is not None
     protocol, config = evaluation.protocol, parsed(run.config)
     asked = config["evaluation"] if isinstance(config.get("evaluation"), dict) else {}
-    along = None if protocol.get("schedule") == protocol.get("trained_along", protocol.get("schedule")) else "schedule"
-    own = all(key(config.get(group)) == key(protocol.get(group)) for group in SAMPLING) and not along
-    own = own and all(asked.get(name) == protocol.get(name) for name in ("n", "weights"))
-    own = own and evaluation.choices.get("metrics") in (None, choices(run).get("metrics"))
+    along = ["schedule"] if protocol.get("schedule") != protocol.get("trained_along", protocol.get("schedule")) else []
+    own = _own(run, evaluation) and not along
     drawn = dict.fromkeys(plain(e.protocol.get("seed")) for _, found in arm.members for e in found)
     seeds = [seed for seed in drawn if not (own and seed == plain(asked.get("seed")))]
     if not seeds:
         return []
     words = []
-    for group in [*([along] if along else []), *(group for group in SAMPLING if protocol.get(group) is not None)]:
+    for group in [*along, *(group for group in SAMPLING if protocol.get(group) is not None)]:
         name = _name(run, evaluation, group)
         if name is None:
             return f"The option names of its {group} were not recorded, so there is no command for its evaluation."
         words.append(f"{group}={name}")
         words += (
-            [] if group == along else [f"{path}={_written(value)}" for path, value in _leaves(group, protocol[group])]
+            [] if group in along else [f"{path}={_written(value)}" for path, value in _leaves(group, protocol[group])]
         )
     if (metrics := evaluation.choices.get("metrics")) not in (None, choices(run).get("metrics")):
         words.append(f"metrics={metrics}")
+    names = [
+        {record.name for record in one.records} for one in (evaluation, *(e for e in run.evaluations if _own(run, e)))
+    ]
+    if names[0] in names[1:]:  # the run's changes to its metrics hold here too
+        words += [line for line in overrides(run) if line.lstrip("+~").startswith("metrics.")]
     words += [f"evaluation.{name}={_written(protocol.get(name))}" for name in ("n", "weights")]
     folders = ",".join(_written(_folder(member)) for member, _ in arm.members)
     several = ["-m"] if len(arm.members) > 1 or len(seeds) > 1 else []
     measure = [*several, *_config_dir(run), f"ckpt={folders}", *words, f"evaluation.seed={','.join(seeds)}"]
     return [shlex.join(["denoiselab", "evaluate", *measure])]
+
+
+def _own(run: Run, evaluation: Evaluation) -> bool:
+    """Whether an evaluation was made as the run's own configuration says."""
+    protocol, config = evaluation.protocol, parsed(run.config)
+    asked = config["evaluation"] if isinstance(config.get("evaluation"), dict) else {}
+    same = all(key(config.get(group)) == key(protocol.get(group)) for group in SAMPLING)
+    same = same and all(asked.get(name) == protocol.get(name) for name in ("n", "weights"))
+    return same and evaluation.choices.get("metrics") in (None, choices(run).get("metrics"))
 
 
 def _name(run: Run, evaluation: Evaluation, group: str) -> str | None:

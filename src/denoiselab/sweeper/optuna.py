@@ -115,7 +115,10 @@ class Optuna(Sweeper):
                 "optimizer.lr='tag(log,interval(1e-4,1e-2))' schedule=linear,cosine"
             )
         self.repeats = sweep([line for line in self.lines if sweeps(line) and option(line) in REPEATS])
-        folder = self._probe(overrides).path.parent
+        probe = self._probe(overrides)
+        if probe.rerun:
+            raise UserError("rerun=true: a search goes on from what there is; name=OTHER begins another")
+        folder = probe.path.parent
         how = [self.metric, self.sampler, self.startup, self.seed, *sorted(self.lines)]
         name = f"{folder.name}-{digest(how)}"
         try:
