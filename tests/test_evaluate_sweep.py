@@ -233,7 +233,7 @@ def test_a_path_of_any_name_reaches_the_process(study: Path, inside, called):
     result = called("evaluate", "-m", *lines, *FEW[:1], *FEW[2:])
     assert result.returncode == 0, result.stderr
     assert [json.loads(Path(one[-1]).read_text())["config"].count("ckpt:") for one in inside] == [1, 1]
-    assert [Path(line).parent.parent for line in result.stdout.split()] == [moved] * 2
+    assert [Path(line).parent.parent for line in result.stdout.splitlines()] == [moved] * 2
 
 
 def test_looks_are_swept_too(study: Path, inside, called):

@@ -117,6 +117,14 @@ def test_a_run_has_its_threads_and_none_of_rays_variables(tmp_path: Path, monkey
     assert "KeyboardInterrupt" in err
 
 
+def test_a_worker_imports_nothing_heavy():
+    script = (
+        "import sys, denoiselab.launcher.ray; print(sorted({'torch', 'lightning', 'hydra', 'ray'} & {*sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 # ---- a real cluster
 
 
@@ -160,7 +168,7 @@ def test_a_study_of_which_one_run_is_killed(tmp_path: Path):
     until(lambda: "linear 1" in by_name(tmp_path), 120)  # identity.json is written just before training
     run = by_name(tmp_path)["linear 1"]
     os.kill(json.loads((run / "run.lock").read_text())["pid"], signal.SIGKILL)
-    out, err = process.communicate(timeout=180)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 1, err
     assert "3 of 4 runs done" in err
     assert "failed: schedule=linear seed=1: killed by signal 9" in err.splitlines()[-1]
@@ -173,7 +181,7 @@ def test_a_study_of_which_one_run_is_killed(tmp_path: Path):
     others = {name: content(path) for name, path in by_name(tmp_path).items() if name != "linear 1"}
     assert sorted(others) == ["cosine 0", "cosine 1", "linear 0"]
     process = denoiselab(tmp_path, "launcher=ray", *STUDY, "sweep.retry=true")
-    out, err = process.communicate(timeout=180)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert "1 of 4 runs to make" in err
     assert {name: content(path) for name, path in by_name(tmp_path).items() if name != "linear 1"} == others
@@ -182,7 +190,7 @@ def test_a_study_of_which_one_run_is_killed(tmp_path: Path):
 
     (here := tmp_path / "here").mkdir()
     process = denoiselab(here, "schedule=linear", "seed=1")
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     one, other = weights(run), weights(by_name(here)["linear 1"])
     assert one.keys() == other.keys()
@@ -212,22 +220,25 @@ from denoiselab.launcher import Ray, Task
 sys.path.insert(0, sys.argv[3])
 from test_launcher import run
 Ray.program = (sys.argv[1],)
-options, asked = json.loads(sys.argv[4]), json.loads(sys.argv[5])
+options, asked, go_on = map(json.loads, sys.argv[4:])
 tasks = [
     Task(str(k), [f"{sys.argv[2]}/r{k}", *words], Path(f"r{k}"), gpus=gpus) for k, (gpus, *words) in enumerate(asked)
 ]
 try:
-    print(json.dumps(run(Ray(**options), tasks)))
+    print(json.dumps(run(Ray(**options), tasks, go_on)))
 except Interrupted as stop:
     sys.exit(stop.status)
 """
 
 
-def launched(root: Path, asked: list[tuple[int, str, str]], **options: object) -> subprocess.Popen[str]:
+def launched(
+    root: Path, asked: list[tuple[int, str, str]], go_on: bool = True, **options: object
+) -> subprocess.Popen[str]:
+    root.mkdir(exist_ok=True)
     (root / "program.py").write_text(PROGRAM)
     words = [str(root / "program.py"), str(root / "runs"), str(Path(__file__).parent)]
     return subprocess.Popen(
-        [sys.executable, "-c", LAUNCHING, *words, json.dumps(options), json.dumps(asked)],
+        [sys.executable, "-c", LAUNCHING, *words, *map(json.dumps, (options, asked, go_on))],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -285,7 +296,7 @@ def test_a_cluster_that_is_there_is_used_and_left(cluster, tmp_path: Path):
     until(lambda: (tmp_path / "runs" / "r3").exists(), 60)
     pid = told(tmp_path / "runs" / "r3")[0]["pid"]
     os.kill(int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGKILL)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert json.loads(out.splitlines()[-1]) == {"0": 0, "1": 3, "2": 0, "3": 1}, err
     assert "[3] Ray lost this run: " in err
     until(lambda: gone(pid))
@@ -294,9 +305,12 @@ def test_a_cluster_that_is_there_is_used_and_left(cluster, tmp_path: Path):
     for one in (one for one in facts if one["CUDA_VISIBLE_DEVICES"]):
         beside = [o for o in facts if o is not one and "to" in o and o["from"] <= one["from"] < o["to"]]
         assert one["CUDA_VISIBLE_DEVICES"] not in [o["CUDA_VISIBLE_DEVICES"] for o in beside]
-    again = launched(tmp_path, [(0, "0", "0")], address=cluster.address)
+
+    words = [(0, "0", "1"), (0, "0", "0"), (0, "0", "0")]  # all handed to Ray, which has room for one
+    again = launched(tmp_path / "again", words, go_on=False, address=cluster.address, jobs=3, cpus=4)
     out, err = again.communicate(timeout=60)
-    assert json.loads(out.splitlines()[-1]) == {"0": 0}, err
+    assert json.loads(out.splitlines()[-1]) == {"0": 1}, err
+    assert [path.name for path in (tmp_path / "again" / "runs").iterdir()] == ["r0"]
 
 
 @pytest.mark.ray
@@ -317,7 +331,7 @@ def test_ranks_of_a_run_are_started_on_its_node(tmp_path: Path):
     (tmp_path / "lab" / "callbacks" / "telling.yaml").write_text(OPTION)
     words = ("--config-dir=lab", "callbacks=telling", "trainer=ddp_cpu", "trainer.max_steps=4", "trainer.threads=1")
     process = denoiselab(tmp_path, "launcher=ray", *words)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     [run] = by_name(tmp_path).values()
     assert [Path(line).name for line in out.split()] == [run.name]
@@ -331,7 +345,7 @@ def test_ranks_of_a_run_are_started_on_its_node(tmp_path: Path):
 def test_no_cluster_at_an_address_is_one_line(tmp_path: Path):
     begun = time.monotonic()
     process = denoiselab(tmp_path, "launcher=ray", "launcher.address=127.0.0.1:9", "trainer.accelerator=cpu", "seed=0")
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 2, err
     assert "launcher.address=127.0.0.1:9: " in err.splitlines()[-1]
     assert "Traceback" not in err

@@ -67,8 +67,8 @@ class Slurm(Launcher):
         jobs: runs of an array at a time, >= 1; None for as many as there is room for.
         partition, account, qos: as sbatch takes them; None for the cluster's defaults.
         minutes: time limit of a job, > grace.
-        requeues: how often a job that reached its limit is requeued, >= 0. submitit counts every stop of a job whose
-            limit is 12 minutes or less, and otherwise those within the last tenth or fifth of it; preemptions are free.
+        requeues: how often a job that reached its limit is requeued, >= 0. submitit counts those stops that come in the
+            last ten minutes of the limit, or its last fifth where that is longer; preemptions before are free.
         grace: seconds before the limit at which a run is told to save, > 0. SLURM may do it a minute sooner.
         cpus_per_task: cores of each rank, >= 1, and its threads.
         memory: GB on each node; None for the partition's default.
