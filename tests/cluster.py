@@ -19,7 +19,7 @@ PATIENCE = 180
 TINY = (
     *("data=8gaussians", "data.n=64", "data.batch_size=16", "model=mlp", "model.width=8", "model.depth=1"),
     *("metrics=none", "callbacks=none", "evaluation.n=2", "sampler.steps=1"),
-    *("trainer.threads=1", "trainer.accelerator=cpu", "trainer.max_steps=1500", "trainer.checkpoint_every=50"),
+    *("trainer.threads=1", "trainer.accelerator=cpu", "trainer.max_steps=1000", "trainer.checkpoint_every=50"),
 )
 ON_CLUSTER = ("launcher=slurm", "launcher.cpus_per_task=1", "launcher.memory=0.1")
 

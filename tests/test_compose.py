@@ -264,6 +264,10 @@ def test_environment_lookups_are_not_resolved_into_files(monkeypatch):
     composed = compose("train", ["name=${oc.env:SECRET}"])
     assert plain(composed)["name"] == "canary"
     assert "canary" not in to_yaml(composed)
+    refers = compose("train", ["name=${oc.env:SECRET}", "output_dir='a/${name}'", "trainer.max_steps='${seed}'"])
+    assert plain(refers)["output_dir"] == "a/canary"
+    assert "canary" not in to_yaml(refers)
+    assert read_yaml(to_yaml(refers), "x")["trainer"]["max_steps"] == 0
 
 
 class TestIdentity:

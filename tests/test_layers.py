@@ -27,7 +27,7 @@ LAYERS = {
     "pictures diagnostics scripted lint": MEASURING,
     "preference": MEASURING | {"jinja2", "markupsafe"},
     "report": {"jinja2", "markupsafe", "pandas", "numpy", "scipy", "matplotlib", "PIL", "yaml", "optuna"},
-    "module sharding callbacks loggers training initial": TRAINING,
+    "module sharding callbacks loggers trainer training initial": TRAINING,
     "evaluation inspection content drawing encoding measuring outline run run_folder": TRAINING,
     "compose experiment checks cli": CONFIGURING,
     "launcher": {"torch", "submitit", "ray"},

@@ -198,18 +198,41 @@ def test_a_study_of_which_one_run_is_killed(tmp_path: Path):
 
 
 @pytest.mark.ray
-def test_ctrl_c_saves_every_run(tmp_path: Path):
-    process = denoiselab(tmp_path, "launcher=ray", "seed=0,1", "trainer.max_steps=1000000")
-    until(lambda: [state(path) for path in by_name(tmp_path).values()] == ["running"] * 2, 120)
-    pids = [json.loads((path / "run.lock").read_text())["pid"] for path in by_name(tmp_path).values()]
+def test_ctrl_c_saves_a_run_of_two_ranks(tmp_path: Path):
+    (tmp_path / "lab" / "callbacks").mkdir(parents=True)
+    (tmp_path / "lab" / "telling.py").write_text(TELLING)
+    (tmp_path / "lab" / "callbacks" / "telling.yaml").write_text(OPTION)
+    words = (
+        "--config-dir=lab",
+        "callbacks=telling",
+        "trainer=ddp_cpu",
+        "trainer.threads=1",
+        "trainer.max_steps=1000000",
+    )
+    process = denoiselab(tmp_path, "launcher=ray", *words)
+    until(lambda: len([*tmp_path.glob("outputs/runs/*/rank*.json")]) == 2, 200)
+    [run] = by_name(tmp_path).values()
+    pid = json.loads((run / "run.lock").read_text())["pid"]
+    ranks = [json.loads(path.read_text()) for path in sorted(run.glob("rank*.json"))]
+    assert ranks == [{"world": 2, "text": "", "rank": rank} for rank in (0, 1)]
+    group = [int(path.name) for path in Path("/proc").glob("[0-9]*") if of(path, pid)]
+    assert len(group) >= 2
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to all that it started
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=100)
     assert process.returncode == 130
     assert "stopped by signal 2" in err.splitlines()[-1]
-    assert [state(path) for path in by_name(tmp_path).values()] == ["preempted"] * 2
-    assert all((path / "checkpoints" / "last.ckpt").is_file() for path in by_name(tmp_path).values())
-    assert all(map(gone, pids))
+    assert state(run) == "preempted"
+    assert (run / "checkpoints" / "last.ckpt").is_file()
+    assert all(map(gone, group))
     assert ray_is_gone()
+
+
+def of(process: Path, leader: int) -> bool:
+    """Whether a process of /proc is of a group."""
+    try:
+        return os.getpgid(int(process.name)) == leader
+    except ProcessLookupError:
+        return False
 
 
 LAUNCHING = """
@@ -322,23 +345,6 @@ def test_a_node_that_is_lost_fails_its_run(cluster, tmp_path: Path):
     out, err = process.communicate(timeout=90)
     assert json.loads(out.splitlines()[-1]) == {"0": 1}, err
     assert "[0] Ray lost this run: " in err
-
-
-@pytest.mark.ray
-def test_ranks_of_a_run_are_started_on_its_node(tmp_path: Path):
-    (tmp_path / "lab" / "callbacks").mkdir(parents=True)
-    (tmp_path / "lab" / "telling.py").write_text(TELLING)
-    (tmp_path / "lab" / "callbacks" / "telling.yaml").write_text(OPTION)
-    words = ("--config-dir=lab", "callbacks=telling", "trainer=ddp_cpu", "trainer.max_steps=4", "trainer.threads=1")
-    process = denoiselab(tmp_path, "launcher=ray", *words)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    [run] = by_name(tmp_path).values()
-    assert [Path(line).name for line in out.split()] == [run.name]
-    assert state(run) == "done"
-    ranks = [json.loads(path.read_text()) for path in sorted(run.glob("rank*.json"))]
-    assert ranks == [{"world": 2, "text": "", "rank": rank} for rank in (0, 1)]
-    assert ray_is_gone()
 
 
 @pytest.mark.ray

@@ -150,9 +150,9 @@ def test_one_that_was_told_to_stop_has_saved_in_time_and_is_requeued_once(story:
     for number, found in story.hits.items():
         print(f"saved {found.seconds:.2f} s after the signal, at step {found.step}")
         assert 0 <= found.seconds < SECONDS
-        assert 0 < found.step < 1500
+        assert 0 < found.step < 1000
         assert story.views[number]["Restarts"] == "1"
-        assert f"continuing at step {found.step} of 1500" in story.sweep.log(story.jobs[number])
+        assert f"continuing at step {found.step} of 1000" in story.sweep.log(story.jobs[number])
     log = story.sweep.log(story.jobs[1])
     assert log.count("Requeued job") == 1
     assert f"Requeued job {story.jobs[1]} (20 remaining timeouts)" in log  # hours before its limit, so this was none
@@ -178,7 +178,7 @@ def test_interrupted_runs_end_bit_for_bit_like_uninterrupted_ones(story: Story, 
     """Each goes on from its own checkpoint, though all work in one directory."""
     for interrupted, one in zip(story.runs[:3], whole, strict=True):
         assert interrupted.name == one.name
-        assert last(interrupted)["global_step"] == 1500
+        assert last(interrupted)["global_step"] == 1000
         assert apart(one, interrupted) == []
 
 
@@ -221,7 +221,8 @@ def test_ranks_are_tasks_and_go_on_together(tmp_path: Path):
     assert (known["JobState"], known["NumTasks"], known["NumNodes"]) == ("COMPLETED", "2", "1")
     assert sweep.log(one["job"]).count("Requeued job") == 1
     assert f"continuing at step {found.step} of 600" in sweep.log(one["job"])
-    assert {path.name.rpartition("-")[2] for path in run.glob("wandb/offline-run-*")} == {run.name.rpartition("-")[2]}
+    ids = [path.name.rpartition("-")[2] for path in run.glob("wandb/offline-run-*")]
+    assert ids == [run.name.rpartition("-")[2]] * 2
     alone = Command(
         ("train", *TINY, "trainer=ddp_cpu", "trainer.max_steps=600", "seed=3", "output_dir=alone"), tmp_path
     )

@@ -7,6 +7,7 @@ import pytest
 from denoiselab import trust
 from denoiselab.compose import compose, conf_dir, options, plain
 from denoiselab.errors import UserError
+from denoiselab.run import OF_TRAINING
 from exact import needing
 
 BYPASSES = [
@@ -52,7 +53,8 @@ def test_every_shipped_configuration_passes(monkeypatch):
         lines = [f"{group}={name}" for group, name in chosen.items()]
         lines += [line for name in chosen.values() for line in needing(name, "a")]
         lines += ["data.root=a"] if "root: ???" in (conf_dir() / "data" / f"{chosen['data']}.yaml").read_text() else []
-        trust.check(plain(compose("train", lines)), " ".join(lines))
+        made = {group: node for group, node in plain(compose("train", lines)).items() if group not in OF_TRAINING}
+        trust.check(made, " ".join(lines))
 
 
 def test_a_name_is_allowed_exactly(monkeypatch):

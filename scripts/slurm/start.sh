@@ -12,6 +12,10 @@ fi
 for program in munged slurmctld slurmd sbatch; do
   command -v "$program" >/dev/null || { echo "$0: no $program here; scripts/slurm/install.sh installs it" >&2; exit 2; }
 done
+if (: < /dev/tcp/127.0.0.1/6817) 2>/dev/null; then
+  echo "$0: something listens at port 6817 already, such as another slurmctld" >&2
+  exit 2
+fi
 mkdir -p "$folder"/{state,spool,log}
 folder=$(cd "$folder" && pwd)
 export SLURM_CONF=$folder/slurm.conf

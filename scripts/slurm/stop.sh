@@ -4,14 +4,18 @@ set -euo pipefail
 folder=$(cd "${1:?usage: $0 DIR}" && pwd)
 export SLURM_CONF=$folder/slurm.conf
 
-scancel --me 2>/dev/null || true
-for _ in $(seq 150); do
-  [ -z "$(squeue -h 2>/dev/null)" ] && break
-  sleep 0.1
-done
+running() { [ -f "$folder/$1.pid" ] && kill -0 "$(cat "$folder/$1.pid")" 2>/dev/null; }
+
+if running slurmctld; then
+  scancel --me || true
+  for _ in $(seq 150); do
+    [ -z "$(squeue -h 2>/dev/null)" ] && break
+    sleep 0.1
+  done
+fi
 for daemon in slurmd slurmctld; do  # slurmd first: it tells the controller
-  if [ -f "$folder/$daemon.pid" ]; then
-    kill "$(cat "$folder/$daemon.pid")" || true
+  if running "$daemon"; then
+    kill "$(cat "$folder/$daemon.pid")"
   fi
 done
 if [ -f "$folder/munged.ours" ]; then
@@ -19,7 +23,7 @@ if [ -f "$folder/munged.ours" ]; then
   rm "$folder/munged.ours"
 fi
 for _ in $(seq 100); do
-  [ -f "$folder/slurmctld.pid" ] || [ -f "$folder/slurmd.pid" ] || exit 0
+  running slurmctld || running slurmd || exit 0
   sleep 0.1
 done
 echo "$0: the daemons did not end; see $folder/log" >&2

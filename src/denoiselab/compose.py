@@ -8,7 +8,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,8 +156,8 @@ def interval(override: str) -> tuple[float, float, set[str]] | None:
     ((0.5, 1.0, {'log'}), None)
     """
     value = _parse([override])[0][1].value()
-    ends = getattr(value, "start", None), getattr(value, "end", None)
-    return None if None in ends else (*ends, set(value.tags))
+    low, high = getattr(value, "start", None), getattr(value, "end", None)
+    return None if low is None or high is None else (low, high, set(value.tags))
 
 
 def write_job(composed: Composed, file: Path) -> None:
@@ -218,18 +218,34 @@ def plain(composed: Composed) -> dict[str, Any]:
 
 
 def to_yaml(composed: Composed) -> str:
-    """The configuration as text, resolved except look-ups of the environment, which may be secrets."""
+    """The configuration as text, resolved except look-ups of the environment, which may be secrets, and except what
+    refers to one of these."""
     from omegaconf import OmegaConf
 
-    def merge(raw: Any, resolved: Any) -> Any:
-        if isinstance(raw, dict):
-            return {key: merge(value, resolved[key]) for key, value in raw.items()}
-        if isinstance(raw, list):
-            return [merge(*pair) for pair in zip(raw, resolved, strict=True)]
-        return raw if isinstance(raw, str) and "${oc.env" in raw else resolved
+    raw, resolved = OmegaConf.to_container(composed.config, resolve=False), plain(composed)
+    secrets = [str(value) for text, value in _leaves(raw, resolved) if "${oc.env" in text and value not in (None, "")]
 
-    raw = OmegaConf.to_container(composed.config, resolve=False)
-    return OmegaConf.to_yaml(OmegaConf.create(merge(raw, plain(composed))))
+    def merge(raw: Any, resolved: Any) -> Any:
+        if isinstance(raw, dict) and isinstance(resolved, dict):
+            return {key: merge(value, resolved[key]) for key, value in raw.items()}
+        if isinstance(raw, list) and isinstance(resolved, list):
+            return [merge(*pair) for pair in zip(raw, resolved, strict=True)]
+        refers = isinstance(raw, str) and "${" in raw and any(secret in str(resolved) for secret in secrets)
+        return raw if refers or (isinstance(raw, str) and "${oc.env" in raw) else resolved
+
+    return OmegaConf.to_yaml(OmegaConf.create(merge(raw, resolved)))
+
+
+def _leaves(raw: Any, resolved: Any) -> Iterator[tuple[str, Any]]:
+    """Texts of a configuration before its interpolations are resolved, each with its value."""
+    if isinstance(raw, dict) and isinstance(resolved, dict):
+        for key in raw:
+            yield from _leaves(raw[key], resolved[key])
+    elif isinstance(raw, list) and isinstance(resolved, list):
+        for pair in zip(raw, resolved, strict=True):
+            yield from _leaves(*pair)
+    elif isinstance(raw, str):
+        yield raw, resolved
 
 
 def read_yaml(text: str, source: str) -> dict[str, Any]:

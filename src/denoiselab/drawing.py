@@ -153,9 +153,7 @@ def spread(workers: Sequence[Worker], items: Sequence[Any], told: Callable[[Any]
             ended.append(worker)
 
     def wait() -> None:
-        while len(ended) < len(
-            workers
-        ):  # a signal that comes in Thread.join makes it believe that the thread has ended
+        while len(ended) < len(workers):  # Thread.join, if a signal comes, takes the thread to have ended
             time.sleep(POLL)
 
     threads = [threading.Thread(target=work, args=(worker,), daemon=True) for worker in workers[1:]]

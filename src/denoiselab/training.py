@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shlex
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins import CheckpointIO
-from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from denoiselab import checkpoint, lint
+from denoiselab import checkpoint, lint, trainer
 from denoiselab.callbacks import Checkpoints, EarlyStopping, Inspection, ProgressBar, TrainingMetrics
 from denoiselab.checks import check, check_used
 from denoiselab.compose import Composed, read_yaml, to_yaml, write_job
@@ -40,24 +35,8 @@ from denoiselab.module import Diffusion, Feed
 from denoiselab.rng import mix
 from denoiselab.run import Run, devices_of, find_checkpoint
 from denoiselab.run_folder import RunFolder, slug
-from denoiselab.sharding import Sharded
+from denoiselab.summary import summarise
 from denoiselab.version import CHECKPOINT_VERSION
-
-
-class AtomicIO(CheckpointIO):
-    """Lightning's door to our checkpoint files."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        _save(checkpoint, Path(path))
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        return checkpoint.load(Path(path))
-
-    def remove_checkpoint(self, path: Any) -> None:
-        Path(path).unlink(missing_ok=True)
-
-
-_save = checkpoint.save
 
 JOBS = ".jobs"
 """The folder, beside the runs, of composed configurations that processes are started from."""
@@ -141,59 +120,31 @@ class Job:
     @property
     def gpus(self) -> int | None:
         """How many it asks for on each node; None for its share of all."""
-        trainer = self.config["trainer"]
-        if trainer["accelerator"] == "cpu" or (self.here and not torch.cuda.is_available()):
+        asked = self.config["trainer"]
+        if asked["accelerator"] == "cpu" or (self.here and not torch.cuda.is_available()):
             return 0
-        devices = trainer["devices"]
+        devices = asked["devices"]
         return len(devices) if isinstance(devices, list) else devices if isinstance(devices, int) else None
 
     def _check_batch(self) -> None:
         """The global batch must divide evenly, and there must be something to shard over; a bare Trainer knows what
         devices=auto means."""
         self.world = world = self.make_trainer([], []).world_size
-        trainer, batch = self.config["trainer"], self.config["data"]["batch_size"]
-        if trainer["strategy"] == "fsdp" and world == 1:
+        asked, batch = self.config["trainer"], self.config["data"]["batch_size"]
+        if asked["strategy"] == "fsdp" and world == 1:
             raise UserError(
                 "trainer.strategy=fsdp: divides a network over devices, and here is 1; need trainer.devices=2 or more, "
                 "or trainer=default"
             )
-        if batch % (world * trainer["accumulate"]):
+        if batch % (world * asked["accumulate"]):
             raise UserError(
                 f"data.batch_size={batch}: the global batch must divide by devices x accumulate = {world} x "
-                f"{trainer['accumulate']}"
+                f"{asked['accumulate']}"
             )
 
     def make_trainer(self, callbacks: list[pl.Callback], loggers: list[Logger]) -> pl.Trainer:
-        quiet()
-        config = self.config["trainer"]
-        accelerator = config["accelerator"]
-        if (accelerator == "auto" and torch.backends.mps.is_available()) or not self.here:
-            accelerator = "cpu"  # Apple's GPUs have no float64, in which the schedules' tables are kept
-        try:
-            return pl.Trainer(
-                accelerator=accelerator,
-                devices=config["devices"],
-                num_nodes=config["nodes"],
-                strategy=Sharded() if config["strategy"] == "fsdp" else config["strategy"],
-                precision=config["precision"],
-                max_steps=config["max_steps"],
-                max_epochs=-1,
-                accumulate_grad_batches=config["accumulate"],
-                deterministic=config["deterministic"],
-                callbacks=callbacks,
-                logger=loggers,
-                plugins=[AtomicIO(), *environment()],
-                default_root_dir=self.folder.path if hasattr(self, "folder") else None,
-                # The stream shards itself, evaluations are callbacks, and saving is ours.
-                use_distributed_sampler=False,
-                limit_val_batches=0,
-                num_sanity_val_steps=0,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-            )
-        except (ValueError, RuntimeError, MisconfigurationException) as error:
-            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+        folder = self.folder.path if hasattr(self, "folder") else None
+        return trainer.make(self.config["trainer"], folder, callbacks, loggers, self.here)
 
     def run(self) -> None:
         """Train to max_steps from wherever the run stands, then evaluate."""
@@ -269,7 +220,7 @@ class Job:
         ]
         if self.rank_zero:
             self._announce(module, parts)
-        trainer = self.make_trainer(callbacks, loggers)
+        made = self.make_trainer(callbacks, loggers)
         # Lightning starts ranks by this process's command line; and what it leaves in the environment must not make the
         # next job of this process wait for ranks that somebody else would start.
         arguments = sys.argv
@@ -277,7 +228,7 @@ class Job:
             sys.argv = [arguments[0], "train", "--job", str(self._written())]
         environment = dict(os.environ)
         try:
-            trainer.fit(
+            made.fit(
                 module,
                 datamodule=Feed(parts.data, config["seed"], self.step),
                 ckpt_path=resume,
@@ -291,7 +242,7 @@ class Job:
         finally:
             if self.rank_zero:
                 _tell_skipped(parts.data, path)
-            self.step = max(self.step, trainer.global_step)
+            self.step = max(self.step, made.global_step)
             sys.argv = arguments
             os.environ.clear()
             os.environ.update(environment)
@@ -369,6 +320,7 @@ class Job:
             "parameters": parameters,
             "loss": module.loss.formula,
             "weight": parts.weighting.formula if module.denoiser.generates else None,
+            "multiply_adds": self._multiply_adds(parts),
             "sizes": {"train": len(parts.data.train), "held_out": len(parts.data.held_out)},
             "matmul_precision": self.config["trainer"]["matmul_precision"],
             "threads": torch.get_num_threads(),
@@ -386,6 +338,17 @@ class Job:
         steps = self.config["trainer"]["max_steps"]
         say(f"continuing at step {self.step} of {steps}" if self.step else f"training for {steps} steps")
 
+    def _multiply_adds(self, parts: Parts) -> int | None:
+        """Of one sample's forward pass, for the report's axis of training; None where it cannot be counted."""
+        data, _ = parts.data, parts.embedding  # both hold values
+        try:
+            with torch.device("meta"):
+                net = parts.network().to("meta")
+            shapes = (data.shape, data.num_classes, data.vector, data.low_res)
+            return summarise(net, *shapes, precision=self.config["trainer"]["precision"]).multiply_adds
+        except (RuntimeError, NotImplementedError):
+            return None
+
     def _evaluate(self) -> None:
         """Measure the run as the command asks, unless that was done before."""
         config = self.config
@@ -393,21 +356,11 @@ class Job:
         file = find_checkpoint(self.folder.path)
         content = checkpoint.load(file)
         run = Run.of(parts, content, config["evaluation"]["weights"], file, self.folder.path)
-        trainer = config["trainer"]
-        run.to(*devices_of("cpu" if trainer["accelerator"] == "cpu" else "auto", trainer["devices"]))
+        device = "cpu" if config["trainer"]["accelerator"] == "cpu" else "auto"
+        run.to(*devices_of(device, config["trainer"]["devices"]))
         before, trained = {*self.path.glob("evaluations/*")}, bool(self.loggers)
         made = evaluate(run, parts, rerun=False, choices=self.composed.choices)
         evaluated(self._loggers(parts), made, new=trained or made not in before)
-
-
-def environment() -> list[ClusterEnvironment]:
-    """Where ranks come from under SLURM: from its tasks, if this is one of several, and from this process otherwise.
-
-    Lightning would expect tasks wherever SLURM's variables are; and would ask for a requeue itself, which is for
-    whoever submitted the job."""
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        return [SLURMEnvironment(auto_requeue=False)]
-    return [LightningEnvironment()] if "SLURM_JOB_ID" in os.environ else []
 
 
 def _tell_skipped(data: Data, folder: Path) -> None:
@@ -415,14 +368,6 @@ def _tell_skipped(data: Data, folder: Path) -> None:
     if skipped := getattr(data.train, "skipped", []):
         write_text(folder / "bad_samples.jsonl", "".join(f"{json.dumps(row)}\n" for row in skipped))
         say(f"{len(skipped)} bad samples were passed over: {folder / 'bad_samples.jsonl'}")
-
-
-def quiet() -> None:
-    """Lightning's tips and its warnings about choices that are made on purpose."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 
 
 def say(line: str) -> None:

@@ -111,7 +111,7 @@ class Slurm(Launcher):
                     f"launcher.extra.{key}={extra[key]}: follows from the run's trainer, or is an option of launcher"
                 )
         _check_installed()
-        self.requeues, self.grace = requeues, grace
+        self.requeues = requeues
         self.parameters = {
             "partition": partition,
             "account": account,

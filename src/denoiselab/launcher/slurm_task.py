@@ -18,7 +18,9 @@ from typing import Any
 from denoiselab.launcher.local import DEATH_SIGNAL
 from denoiselab.launcher.queue import ask, mine
 
-STOPPED = {n: s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2) for n in (128 + s, -s)}
+STOPPED = frozenset(
+    n for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2) for n in (128 + int(s), -int(s))
+)
 """Statuses of a run that was told to stop."""
 
 
@@ -99,5 +101,6 @@ def _forget_torn_files() -> None:
     from submitit.core.job_environment import JobEnvironment
 
     paths = JobEnvironment().paths
-    for file in (paths.submitted_pickle, paths.result_pickle):
+    shared = [paths.submitted_pickle] if paths.task_id == 0 else []  # which rank 0 writes
+    for file in (*shared, paths.result_pickle):
         file.with_suffix(file.suffix + ".save_tmp").unlink(missing_ok=True)
