@@ -27,8 +27,9 @@ OPEN = {
     "consistency_distillation": "loss.teacher.ckpt",
     "progressive": "loss.teacher.ckpt",
     "autoguidance": "guidance.bad.ckpt",
+    "optuna": "sweeper.metric",
 }
-"""Options that need another run, and where they are told of it."""
+"""Options that need another run, or a word, and where they are told of it."""
 
 
 ON_FILES = {

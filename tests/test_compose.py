@@ -64,7 +64,7 @@ def test_every_network_composes_and_is_made_at_its_own_size(model: str):
 
 
 @pytest.mark.parametrize("option", OPEN)
-def test_an_option_that_needs_another_run_asks_for_it(option: str):
+def test_an_option_that_needs_more_asks_for_it(option: str):
     (group,) = [group for group, names in GROUPS.items() if option in names]
     with pytest.raises(UserError, match=rf"^{re.escape(OPEN[option])}=\?\?\?: this option must be given$"):
         resolve(compose("train", [f"{group}={option}"]))

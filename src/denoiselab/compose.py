@@ -118,7 +118,9 @@ def sweep(overrides: Sequence[str]) -> list[list[str]]:
             swept = override.sweep_string_iterator() if override.is_sweep_override() else None
             axes.append([line] if swept is None else [f"{override.get_key_element()}={value}" for value in swept])
         except HydraException:
-            raise UserError(f"{line}: cannot be expanded; list the values (a,b,c) or use range(n)") from None
+            raise UserError(
+                f"{line}: cannot be expanded; list the values (a,b,c), use range(n), or search with sweeper=optuna"
+            ) from None
     return [list(job) for job in itertools.product(*axes)]
 
 
