@@ -118,7 +118,7 @@ def test_a_signal_saves_and_the_same_command_continues(number: int, status: int,
     assert process.stderr is not None
     assert "issue the same command to continue" in process.stderr.read()
     process.stderr.close()
-    (folder,) = tmp_path.glob("outputs/runs/*")
+    (folder,) = tmp_path.glob("outputs/runs/[!.]*")
     state = json.loads((folder / "status.json").read_text())
     assert state["state"] == "preempted"
     result = called("train", *TINY, f"trainer.max_steps={state['step'] + 2}", "trainer.log_every=1")
@@ -134,7 +134,7 @@ def test_kill_9_and_the_same_command_continues(tmp_path: Path, called):
     assert process.stderr is not None
     process.stderr.close()
     result = called("train", *TINY, "trainer.max_steps=20000000", "trainer.max_steps=5", "trainer.log_every=1")
-    (folder,) = tmp_path.glob("outputs/runs/*")
+    (folder,) = tmp_path.glob("outputs/runs/[!.]*")
     assert result.returncode == 0, result.stderr
     steps = [row["step"] for row in rows(folder / "metrics.jsonl")]
     assert steps == list(range(1, len(steps) + 1))
@@ -147,7 +147,7 @@ def test_kill_9_and_the_same_command_continues(tmp_path: Path, called):
 def test_one_run_two_samplers_train_once_and_evaluate_twice(tmp_path: Path, called):
     result = called("train", "-m", *QUICK, "sampler=ddim,heun")
     assert result.returncode == 0, result.stderr
-    (folder,) = tmp_path.glob("outputs/runs/*")
+    (folder,) = tmp_path.glob("outputs/runs/[!.]*")
     assert len(list(folder.glob("evaluations/*/evaluation.json"))) == 2
     assert result.stderr.count("training for") == 1
     again = called("train", "-m", *QUICK, "sampler=ddim,heun")

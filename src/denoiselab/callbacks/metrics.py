@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from typing import Any
 
 import lightning.pytorch as pl
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from denoiselab import progress
 from denoiselab.callbacks.base import Periodic, log
 from denoiselab.errors import NonFiniteLoss
 from denoiselab.module import Diffusion
@@ -16,7 +19,8 @@ from denoiselab.module import Diffusion
 
 class TrainingMetrics(Periodic):
     """train/loss and train/mse (means since the last row, over ranks), train/grad_norm and train/lr (now); and
-    train/null_share, the share of samples since the last row whose condition was dropped, where any can be.
+    train/null_share, the share of samples since the last row whose condition was dropped, where any can be. The first
+    row also has speed/launch_seconds: what starting took, from the process's beginning to the end of its first step.
 
     Sums are kept on the device; a row costs one read. A loss that is not finite ends the run here, and before every
     checkpoint, so that none is ever saved.
@@ -32,8 +36,14 @@ class TrainingMetrics(Periodic):
         with one."""
         self.latest = float("nan")
         """train/loss of the last row, for the progress bar."""
+        self.launch: float | None = None
+        """Seconds that starting took, until they are in a row."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+        if progress.began is not None:
+            self.launch, progress.began = time.time() - progress.began, None
+            if trainer.is_global_zero:
+                print(f"first step {self.launch:.1f} s after the process began", file=sys.stderr, flush=True)
         outputs = args[0]
         loss, dropped = outputs["loss"].detach().double(), outputs["dropped"]
         one, none = torch.ones_like(loss), torch.zeros_like(loss)
@@ -56,6 +66,8 @@ class TrainingMetrics(Periodic):
             values["train/null_share"] = dropped / samples
         if module.gradient_norm is not None:
             values["train/grad_norm"] = float(module.gradient_norm)
+        if self.launch is not None:
+            values["speed/launch_seconds"], self.launch = self.launch, None
         log(trainer, values)
 
     def state_dict(self) -> dict[str, Any]:

@@ -17,8 +17,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from denoiselab import progress
-from denoiselab.callbacks.base import log
 from denoiselab.callbacks.metrics import TrainingMetrics
 from denoiselab.module import Diffusion
 
@@ -27,8 +25,7 @@ LINE_SECONDS = 15.0
 
 class ProgressBar(pl.Callback):
     """Steps done of max_steps, the last logged loss, steps per second and the time left; reads nothing from the
-    device. Says once what starting took, from the process's beginning to the end of the first step, which is also
-    speed/launch_seconds.
+    device.
 
     Args:
         metrics: whose last loss is shown.
@@ -63,10 +60,6 @@ class ProgressBar(pl.Callback):
     @rank_zero_only
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         module: Diffusion = pl_module
-        if progress.began is not None:
-            seconds, progress.began = time.time() - progress.began, None
-            log(trainer, {"speed/launch_seconds": seconds})
-            print(f"first step {seconds:.1f} s after the process began", file=sys.stderr, flush=True)
         if self.bar is not None:
             rate = self._rate(trainer, module)
             self.bar.update(self.task, completed=trainer.global_step, rate=rate, loss=self.metrics.latest)
