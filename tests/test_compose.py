@@ -270,6 +270,19 @@ def test_environment_lookups_are_not_resolved_into_files(monkeypatch):
     assert read_yaml(to_yaml(refers), "x")["trainer"]["max_steps"] == 0
 
 
+def test_what_only_looks_like_a_look_up_is_resolved(monkeypatch):
+    """A value of the environment may be in any text; a run whose file refers to nothing could not be loaded."""
+    monkeypatch.setenv("THREADS", "1")
+    composed = compose("train", ["data=super_resolution", "trainer.threads='${oc.decode:${oc.env:THREADS}}'"])
+    written, config = read_yaml(to_yaml(composed), "x"), plain(composed)
+    assert written.pop("trainer") == {**config.pop("trainer"), "threads": "${oc.decode:${oc.env:THREADS}}"}
+    assert written == config
+    composed.config.name = "${trainer.threads.deeper}"
+    composed.config.trainer.threads = "${oc.create:{deeper:${oc.env:THREADS}}}"
+    assert plain(composed)["name"] == "1"
+    assert read_yaml(to_yaml(composed), "x")["name"] == "${trainer.threads.deeper}"
+
+
 class TestIdentity:
     IRRELEVANT = (
         *("sampler=heun", "guidance.scale=3", "callbacks=none", "logger=wandb", "output_dir=elsewhere"),

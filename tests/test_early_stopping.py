@@ -94,7 +94,7 @@ def test_two_ranks_measure_the_loss_of_one_and_stop_together(command, tmp_path: 
     for name, devices in (("one", []), ("two", ["trainer=ddp_cpu", "trainer.threads=1"])):
         done = command("train", *options, *devices, f"output_dir={name}")
         assert done.returncode == 0, done.stderr
-        (run,) = (tmp_path / name / "points").iterdir()
+        (run,) = (tmp_path / name / "points").glob("[!.]*")
         found[name] = [row["early_stopping/loss"] for row in rows(run)]
         assert last(run)["global_step"] == 4
     assert found["one"] == pytest.approx(found["two"], rel=1e-6)

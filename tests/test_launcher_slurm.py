@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 from contextlib import nullcontext
@@ -282,6 +283,18 @@ def test_status_tells_what_waits_runs_and_died(slurm: Stub, tmp_path: Path):
     slurm.silent()
     assert [one.state for one in standings(tmp_path / "outputs")] == ["preempted", "running", "running", "failed"]
     assert standings(handles[3].task.folder)[0].state == "running"
+
+
+def test_a_run_that_goes_on_here_after_its_job_was_lost_has_not_died(slurm: Stub, tmp_path: Path):
+    (handle,) = started(Slurm(), tasks(tmp_path, 1))
+    handle.task.folder.mkdir(parents=True)
+    (handle.task.folder / "identity.json").write_text("{}")
+    here = {"state": "running", "step": 3, "max_steps": 9, "host": os.uname().nodename, "pid": os.getpid()}
+    (handle.task.folder / "status.json").write_text(json.dumps(here))
+    slurm.queue(row(handle, "FAILED"))
+    assert [one.state for one in standings(tmp_path / "outputs")] == ["running"]
+    (handle.task.folder / "status.json").write_text(json.dumps({**here, "pid": 2**22 + 1}))
+    assert [one.state for one in standings(tmp_path / "outputs")] == ["died"]
 
 
 @pytest.mark.parametrize(

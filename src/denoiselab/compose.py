@@ -8,7 +8,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -223,31 +223,33 @@ def to_yaml(composed: Composed) -> str:
     """The configuration as text, resolved except look-ups of the environment, which may be secrets, and except what
     refers to one of these."""
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    def marked(raw: Any, what: str) -> Any:
+        if isinstance(raw, dict):
+            return {key: marked(value, what) for key, value in raw.items()}
+        if isinstance(raw, list):
+            return [marked(value, what) for value in raw]
+        return LOOK_UP if isinstance(raw, str) and what in raw else raw
+
+    def merge(raw: Any, resolved: Any, traced: Any) -> Any:
+        if isinstance(raw, dict) and isinstance(resolved, dict):
+            return {key: merge(value, resolved[key], traced[key]) for key, value in raw.items()}
+        if isinstance(raw, list) and isinstance(resolved, list):
+            return [merge(*each) for each in zip(raw, resolved, traced, strict=True)]
+        return raw if isinstance(raw, str) and "${" in raw and LOOK_UP in str(traced) else resolved
 
     raw, resolved = OmegaConf.to_container(composed.config, resolve=False), plain(composed)
-    secrets = [str(value) for text, value in _leaves(raw, resolved) if "${oc.env" in text and value not in (None, "")]
-
-    def merge(raw: Any, resolved: Any) -> Any:
-        if isinstance(raw, dict) and isinstance(resolved, dict):
-            return {key: merge(value, resolved[key]) for key, value in raw.items()}
-        if isinstance(raw, list) and isinstance(resolved, list):
-            return [merge(*pair) for pair in zip(raw, resolved, strict=True)]
-        refers = isinstance(raw, str) and "${" in raw and any(secret in str(resolved) for secret in secrets)
-        return raw if refers or (isinstance(raw, str) and "${oc.env" in raw) else resolved
-
-    return OmegaConf.to_yaml(OmegaConf.create(merge(raw, resolved)))
+    # Not by the values of look-ups: that of a number of threads is in many a text that has nothing to do with it.
+    try:
+        traced = OmegaConf.to_container(OmegaConf.create(marked(raw, "${oc.env")), resolve=True)
+    except OmegaConfBaseException:  # something refers into what is looked up, or computes with it
+        traced = marked(raw, "${")
+    return OmegaConf.to_yaml(OmegaConf.create(merge(raw, resolved, traced)))
 
 
-def _leaves(raw: Any, resolved: Any) -> Iterator[tuple[str, Any]]:
-    """Texts of a configuration before its interpolations are resolved, each with its value."""
-    if isinstance(raw, dict) and isinstance(resolved, dict):
-        for key in raw:
-            yield from _leaves(raw[key], resolved[key])
-    elif isinstance(raw, list) and isinstance(resolved, list):
-        for pair in zip(raw, resolved, strict=True):
-            yield from _leaves(*pair)
-    elif isinstance(raw, str):
-        yield raw, resolved
+LOOK_UP = "<look-up of the environment>"
+"""Stands for one where it is traced what refers to it."""
 
 
 def read_yaml(text: str, source: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -10,11 +11,11 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from denoiselab.errors import RunHeld
 from denoiselab.files import write_text
@@ -119,22 +120,29 @@ class RunFolder:
         try:
             yield
         finally:
-            lock.unlink(missing_ok=True)
+            with suppress(OSError):
+                if lock.read_text() == mine:  # and not that of one that was told to take it over
+                    lock.unlink(missing_ok=True)
 
     def _take_over(self, lock: Path) -> None:
         """Remove the lock of a dead process, or say who holds it."""
         try:
-            holder = json.loads(lock.read_text())
-            age = time.time() - lock.stat().st_mtime
+            with lock.open() as file:
+                self._judge(lock, file)
         except FileNotFoundError:
             return
+
+    def _judge(self, lock: Path, file: IO[str]) -> None:
+        age = time.time() - os.fstat(file.fileno()).st_mtime
+        try:
+            holder = json.loads(file.read())
         except json.JSONDecodeError:  # being written this moment, or torn by a crash
-            holder, age = {}, time.time() - lock.stat().st_mtime
+            holder = {}
             if age < 5:
                 time.sleep(0.1)
                 return
         if queue.over(holder.get("slurm")):  # also where a process of another has its number now
-            lock.unlink(missing_ok=True)
+            _remove(lock, file)
             return
         if holder.get("host") == socket.gethostname() and alive(holder.get("pid", -1)):
             raise RunHeld(f"{self.path}: process {holder['pid']} on {holder['host']} works on this run")
@@ -143,7 +151,7 @@ class RunFolder:
                 f"{self.path}: held by process {holder.get('pid')} on {holder['host']} since {age:.0f} s; if that is "
                 f"gone, remove {lock}"
             )
-        lock.unlink(missing_ok=True)
+        _remove(lock, file)
 
     def describe(self, config_yaml: str, record: dict[str, Any]) -> None:
         """Write identity, configuration and record: who made this, with what."""
@@ -171,13 +179,20 @@ class RunFolder:
         return found if isinstance(found, dict) else {}
 
     def status(
-        self, state: str, step: int, max_steps: int, error: str | None = None, evaluated: Sequence[str] = ()
+        self,
+        state: str,
+        step: int,
+        max_steps: int,
+        error: str | None = None,
+        evaluated: Sequence[str] = (),
+        evaluation: str | None = None,
     ) -> None:
         """Write status.json; state is running, done, failed or preempted.
 
         Args:
             state, step, max_steps, error: how the run stands.
             evaluated: addresses of the evaluations of this step.
+            evaluation: address of the one that failed or was interrupted; None if that was not in an evaluation.
         """
         content = {
             "state": state,
@@ -185,6 +200,7 @@ class RunFolder:
             "max_steps": max_steps,
             "error": error,
             "evaluated": [*evaluated],
+            "evaluation": evaluation,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "started": datetime.fromtimestamp(self.started, UTC).isoformat(timespec="seconds"),
@@ -193,11 +209,32 @@ class RunFolder:
         write_text(self.path / "status.json", json.dumps(content, indent=2) + "\n")
 
     def move_aside(self) -> Path | None:
-        """Rename the directory to NAME.old-TIME, if it exists."""
+        """Rename the directory to NAME.old-TIME, if it exists.
+
+        Raises:
+            RunHeld: a process works on it, which would go on in a directory that it makes anew.
+        """
         if not self.path.exists():
             return None
+        while (lock := self.path / "run.lock").exists():
+            self._take_over(lock)
         aside = self.path.with_name(f"{self.path.name}.old-{datetime.now(UTC):%Y%m%dT%H%M%S}")
         return self.path.rename(aside)
+
+
+def _remove(lock: Path, file: IO[str]) -> None:
+    """Remove a lock, unless it is another's by now: of several processes that found it left behind, the first removes
+    it and makes its own, which the others must not remove.
+
+    Args:
+        lock: its path.
+        file: what was open when it was found so; the number of its inode is not given again until it is closed.
+    """
+    with suppress(OSError):  # file systems without it leave a moment between looking and removing
+        fcntl.flock(file, fcntl.LOCK_EX)
+    with suppress(FileNotFoundError):
+        if os.path.samestat(lock.stat(), os.fstat(file.fileno())):
+            lock.unlink()
 
 
 def alive(pid: int) -> bool:

@@ -88,7 +88,7 @@ def standing(run: Path, root: Path, job: tuple[Submission, Seen | None] | None =
     rate, left = row.get("speed/steps_per_second"), None
     if state == "running":
         state = _still(run, status)
-    if job is not None:
+    if job is not None and not (state == "running" and status.get("host") == socket.gethostname()):  # seen to be alive
         state, error = _at(*job, state, error)
     if state == "running":
         if rate is None and (seconds := _since(status.get("started"))) and step > (finite(status.get("step")) or 0):

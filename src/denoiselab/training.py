@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from denoiselab import checkpoint, lint, trainer
 from denoiselab.callbacks import Checkpoints, EarlyStopping, Inspection, ProgressBar, TrainingMetrics
-from denoiselab.checks import check, check_used
+from denoiselab.checks import check, check_used, without_weights
 from denoiselab.compose import Composed, read_yaml, to_yaml, write_job
 from denoiselab.content import by_content
 from denoiselab.data.base import Data
@@ -34,12 +34,15 @@ from denoiselab.loggers.facts import Facts, looked_up
 from denoiselab.module import Diffusion, Feed
 from denoiselab.rng import mix
 from denoiselab.run import Run, devices_of, find_checkpoint
-from denoiselab.run_folder import RunFolder, slug
+from denoiselab.run_folder import RunFolder, digest, slug
 from denoiselab.summary import summarise
 from denoiselab.version import CHECKPOINT_VERSION
 
 JOBS = ".jobs"
 """The folder, beside the runs, of composed configurations that processes are started from."""
+
+OF_COMMAND = ("launcher", "sweeper", "sweep", "study", "rerun")
+"""Options that change nothing of what a run's process does."""
 
 
 class Job:
@@ -79,7 +82,8 @@ class Job:
         """Whether this was trained to its end and evaluated as it asks, going by what the run's folder says."""
         status = self.folder.read_status()
         reached = max(status.get("step", 0), status.get("max_steps", 0)) >= self.config["trainer"]["max_steps"]
-        done = status.get("state") == "done" and self.evaluation_address in status.get("evaluated", [])
+        whole = status.get("state") == "done" or self._failed_in_another(status)
+        done = whole and self.evaluation_address in status.get("evaluated", [])
         return done and reached and any(self.folder.path.glob("checkpoints/*.ckpt"))
 
     @property
@@ -98,7 +102,17 @@ class Job:
     def error(self) -> str:
         """Why it failed when it was last tried; empty if it did not."""
         status = self.folder.read_status()
-        return str(status.get("error") or "unknown") if status.get("state") == "failed" else ""
+        failed = status.get("state") == "failed" and not self._failed_in_another(status)
+        return str(status.get("error") or "unknown") if failed else ""
+
+    def _failed_in_another(self, status: dict[str, Any]) -> bool:
+        """Whether what failed, or was interrupted, is another evaluation of this run."""
+        return status.get("evaluation") not in (None, self.evaluation_address)
+
+    def _evaluated(self) -> list[str]:
+        """Addresses of the evaluations that were made of this step."""
+        before = self.folder.read_status()
+        return before.get("evaluated", []) if before.get("step") == self.step else []
 
     def set_aside(self) -> None:
         if moved := self.folder.move_aside():
@@ -112,7 +126,10 @@ class Job:
     def _written(self) -> Path:
         """The file of the composed configuration."""
         if self.file is None:
-            self.file = self.path.parent.resolve() / JOBS / f"{self.path.name}-{self.evaluation_address}.json"
+            asked = {key: value for key, value in self.config.items() if key not in OF_COMMAND}
+            # A file of its own for other options, so that a command cannot change what another one's jobs start from.
+            name = f"{self.path.name}-{self.evaluation_address}-{digest(asked)}.json"
+            self.file = self.path.parent.resolve() / JOBS / name
             self.composed.config.rerun = False  # a second start of it goes on
             write_job(self.composed, self.file)
         return self.file
@@ -153,19 +170,21 @@ class Job:
             return
         if self.rerun:
             self.set_aside()
+        steps, trained = self.config["trainer"]["max_steps"], False
         with self.folder.locked(), finishing(self.loggers):
             try:
                 self.fit()
+                trained = True
                 self._evaluate()
             except BaseException as error:
                 state = "preempted" if hasattr(error, "signum") else "failed"
                 text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-                self.folder.status(state, self.step, self.config["trainer"]["max_steps"], text)
+                # An evaluation that fails says nothing of the run's others, made or not.
+                of = (self._evaluated(), self.evaluation_address) if trained else ([], None)
+                self.folder.status(state, self.step, steps, text, *of)
                 raise
-            before = self.folder.read_status()
-            same = before.get("state") == "done" and before.get("step") == self.step
-            evaluated = {*(before.get("evaluated", []) if same else []), self.evaluation_address}
-            self.folder.status("done", self.step, self.config["trainer"]["max_steps"], evaluated=sorted(evaluated))
+            evaluated = {*self._evaluated(), self.evaluation_address}
+            self.folder.status("done", self.step, steps, evaluated=sorted(evaluated))
         print(self.folder.path, flush=True)  # alone on stdout, for scripts: run=$(denoiselab train ...)
 
     def fit(self) -> None:
@@ -340,11 +359,10 @@ class Job:
 
     def _multiply_adds(self, parts: Parts) -> int | None:
         """Of one sample's forward pass, for the report's axis of training; None where it cannot be counted."""
-        data, _ = parts.data, parts.embedding  # both hold values
+        own = Parts(self.config, parts.interface)  # whose embedding may leave the device
+        shapes = (parts.shape, parts.num_classes, parts.vector, parts.low_res)
         try:
-            with torch.device("meta"):
-                net = parts.network().to("meta")
-            shapes = (data.shape, data.num_classes, data.vector, data.low_res)
+            net = without_weights(own).to("meta")
             return summarise(net, *shapes, precision=self.config["trainer"]["precision"]).multiply_adds
         except (RuntimeError, NotImplementedError):
             return None

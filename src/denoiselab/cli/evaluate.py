@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     overrides, config_dir, multirun = parse(arguments, "evaluate", ABOUT)
     if multirun:
         return run_all(overrides, config_dir)
-    config = plain(compose("evaluate", without_metrics(overrides), config_dir))
+    config = beside_metrics(compose("evaluate", without_metrics(overrides), config_dir))
     from denoiselab import lint
     from denoiselab.measuring import Asked, loaded  # after composing: a mistyped option need not wait for torch
 
@@ -86,7 +86,7 @@ class Evaluations:
     def job(self, overrides: list[str]) -> Job:
         others = tuple(line for line in overrides if option(line) != "ckpt")
         named = [value_of(line) for line in overrides if option(line) == "ckpt"]
-        config = plain(self.composed(without_metrics(others)))
+        config = beside_metrics(self.composed(without_metrics(others)))
         if not named:
             plain(compose("evaluate", [], self.config_dir))  # says that there is none
         from denoiselab.checks import check_evaluation
@@ -176,6 +176,13 @@ def own_metrics(overrides: Sequence[str], run: Run) -> list[str]:
     """The metrics that a run was trained with, unless others are named."""
     named = any(line.startswith("metrics=") for line in overrides)
     return [] if named else [f"metrics={run.record['choices']['metrics']}"]
+
+
+def beside_metrics(composed: Composed) -> dict[str, Any]:
+    """The configuration but for the metrics, which may have options that must be given."""
+    config = copy.deepcopy(composed.config)
+    config.metrics = {}
+    return plain(Composed(config, composed.choices, composed.overrides, composed.config_dir))
 
 
 def without_metrics(overrides: Sequence[str]) -> tuple[str, ...]:

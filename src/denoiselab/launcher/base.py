@@ -119,7 +119,8 @@ class Launcher:
                     for task in new:
                         self.check(task)
                     waiting += new
-                    self._start(ready := self._ready(waiting), source, came)
+                    ready = [] if came else self._ready(waiting)  # a signal may come while the source looks for more
+                    self._start(ready, source, came)
                     waiting = [task for task in waiting if task not in ready]
                 if (not self.running and not waiting) or (came and self.outlived):
                     break
@@ -149,10 +150,9 @@ class Launcher:
             return
         for task in tasks:
             source.started(task)
-        before = len(came)
         handles = self.start(tasks)
         self.running |= dict(zip(tasks, handles, strict=True))
-        if len(came) > before:  # which came while they were started
+        if came:  # while they were started
             self.stop(handles, came[-1])
 
     @contextmanager

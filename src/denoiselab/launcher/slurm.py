@@ -151,15 +151,29 @@ class Slurm(Launcher):
         return [handles[task] for task in tasks]  # type: ignore[misc]
 
     def _found(self, task: Task) -> Waited | None:
-        """The job that was submitted for it before, if that is still there."""
+        """The job that was submitted for it before, if that is still there.
+
+        Raises:
+            UserError: what is there works on the same run, and was submitted with other options.
+        """
         file = _file(task)
+        for other in file.parent.glob(f"{task.folder.name}-*{SUFFIX}"):
+            if other != file and (found := self._alive(read_submission(other))):
+                raise UserError(
+                    f"{task.folder}: SLURM job {found.job}, submitted before with other options, is "
+                    f"{found.state.lower()}; wait for it, or scancel {found.job}"
+                )
         submission = read_submission(file)
-        seen = None if submission is None else submission.among(self._ask())
-        if submission is None or seen is None or not seen.alive:
+        seen = self._alive(submission)
+        if submission is None or seen is None:
             return None
         submission.job = seen.job
         _say(f"[{task.label}] SLURM job {seen.job}, submitted before, is {seen.state.lower()}; waiting for it")
         return Waited(task, file, submission, seen.restarts)
+
+    def _alive(self, submission: Submission | None) -> Seen | None:
+        seen = None if submission is None else submission.among(self._ask())
+        return seen if seen and seen.alive else None
 
     def _ask(self) -> list[Seen]:
         seen = ask()

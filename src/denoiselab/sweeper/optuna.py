@@ -259,7 +259,7 @@ class Optuna(Sweeper):
         job = self.jobs[task]
         del self.pending[job.path, job.evaluation_address]
         super().ended(task, status)
-        if status > SIGNALLED or -status in STOPS:
+        if status > SIGNALLED or -status in STOPS or status == RunHeld.status:  # which another command makes
             self.stopped_short.append(job)
         self._settle()
 
