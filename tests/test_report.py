@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -355,13 +354,3 @@ def test_torch_is_not_imported():
     code = "import sys, denoiselab.report; print('torch' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "False"
-
-
-def test_a_hundred_runs(tmp_path):
-    for i in range(100):
-        make_run(tmp_path / f"run{i:03d}", i % 4, f"Schedule{i // 4}", {1.0: 2 + i / 100})
-    started = time.perf_counter()
-    page = write_report(tmp_path)
-    assert time.perf_counter() - started < 20
-    assert page.stat().st_size < 15e6
-    assert "12 of 25 are shown" in page.read_text()

@@ -104,7 +104,7 @@ def test_a_study_on_the_page(tmp_path: Path):
     page = write_report(tmp_path).read_text()
     assert "not told from chance (F test" not in page
     assert "Importance of the axes" in page
-    assert "on 18 runs of 6 of\n6 combinations" in page
+    assert "on 18 values of 6 of\n6 combinations" in page
     assert "0.0001, 0.001, 0.01" in page
 
 

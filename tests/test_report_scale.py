@@ -70,7 +70,7 @@ def test_a_hundred_runs_are_a_page_that_can_be_opened(tmp_path: Path, opened: li
     assert 12 + 9 <= shown <= PICTURES * (2 + len(bench.LOOKS))
     assert page.stat().st_size < 15e6
     assert "12 of 40 are shown" in text  # evaluated samples
-    for words in ("100 runs (100 done)", "Quality against compute", "Importance of the axes", "on 200 runs of 40 of"):
+    for words in ("100 runs (100 done)", "Quality against compute", "Importance of the axes", "on 200 values of 40 of"):
         assert words in text
 
 

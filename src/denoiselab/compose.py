@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import itertools
 import json
@@ -101,6 +102,7 @@ def compose(app: str, overrides: Sequence[str], config_dir: Path | None = None) 
             _check_value(line, override, plain, [*known])
     values = len(groups) < len(overrides)
     config = _without_hydra(composed(overrides)) if values else chosen  # composing takes long
+    _list_axes(config)
     return Composed(config, choices, list(overrides), config_dir)
 
 
@@ -348,6 +350,19 @@ def _type_mismatch(default: Any, value: Any) -> str | None:
     if isinstance(default, dict):
         return None if isinstance(value, dict) else "a mapping"
     return None
+
+
+def _list_axes(config: Any) -> None:
+    """Write a study's axes that are a text, such as range(5), as the values that it means: those who read a run's
+    configuration have to know what was planned. An interval has no values, and stays."""
+    from omegaconf import OmegaConf
+
+    axes = OmegaConf.select(config, "study.axes")
+    plan = OmegaConf.to_container(axes, resolve=False) if OmegaConf.is_dict(axes) else {}
+    for name, text in plan.items():  # type: ignore[union-attr]
+        if isinstance(text, str):
+            with contextlib.suppress(UserError):
+                config.study.axes[name] = [value_of(line) for (line,) in sweep([f"{name}={text}"])]
 
 
 def _without_hydra(config: Any) -> Any:

@@ -184,7 +184,7 @@ def _check_enough(metrics: dict[str, Metric], n: int) -> None:
 def describe(record: Measurement) -> str:
     """A measurement and its controls in one line."""
     controls = ", ".join(f"{name} {value:.4g}" for name, value in record.controls.items())
-    return f"  {record.name:27} {record.value:<10.4g}" + (f"({controls})" if controls else "")
+    return f"  {record.name:27} {record.value:<11.4g}" + (f"({controls})" if controls else "")
 
 
 def _held_out_loss(run: Run, held_out: Samples, buckets: dict[str, Any]) -> Measurement:

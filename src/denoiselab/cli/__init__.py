@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
 def run(arguments: list[str]) -> int:
     """The exit status of a command; errors that carry a status are one line on stderr."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(USAGE.format(commands="\n".join(f"  {name:12}{what}" for name, what in COMMANDS.items())))
+        print(USAGE.format(commands="\n".join(f"  {name:14}{what}" for name, what in COMMANDS.items())))
         return 0 if arguments else 2
     if arguments[0] == "--version":
         print(f"denoiselab {__version__}")

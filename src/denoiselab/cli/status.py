@@ -22,7 +22,8 @@ def main(arguments: list[str]) -> int:
     options = [argument for argument in arguments if argument.startswith("watch=")]
     folders = [argument for argument in arguments if argument not in options]
     if len(folders) != 1 or folders[0].startswith("-"):
-        raise UserError(f"{' '.join(arguments)}: need one run directory or folder, as in: denoiselab status outputs")
+        asked = " ".join(arguments) or "nothing named"
+        raise UserError(f"{asked}: need one run directory or folder, as in: denoiselab status outputs")
     folder, seconds = Path(folders[0]), _seconds(options[-1]) if options else None
     from denoiselab.status import standings, table
 

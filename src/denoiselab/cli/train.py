@@ -23,6 +23,8 @@ ONE_OF_SEVERAL = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 
 def main(arguments: list[str]) -> int:
     if arguments[:1] == ["--job"]:  # how a launcher starts a run, and a run its ranks
+        if len(arguments) != 2:
+            raise UserError(f"{' '.join(arguments)}: need one file, as a launcher writes it")
         from denoiselab.training import Job
 
         file = Path(arguments[1])
@@ -53,6 +55,8 @@ def run_all(overrides: list[str], config_dir: Path | None) -> int:
 
     sweeper, launcher = (Parts(config).make(group) for group in CHOSEN)
     hours = (config["study"] or {}).get("budget")
+    if hours is not None and not (isinstance(hours, int | float) and hours > 0):
+        raise UserError(f"study.budget={hours}: need hours > 0, or null for no end")
     maker = Training(config_dir, launcher.here)
     return sweeper.run(overrides, maker, launcher, Options(**config["sweep"], hours=hours))
 

@@ -224,8 +224,3 @@ def check_digits(data: Data) -> None:
 def digits_features(images: Tensor) -> Tensor:
     """``DigitsNet.features`` of the shipped network as float64 (N, 64)."""
     return DIGITS(images)
-
-
-def extractor_protocol() -> dict[str, Any]:
-    """What a number measured in these features depends on."""
-    return DIGITS.protocol

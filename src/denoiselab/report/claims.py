@@ -32,6 +32,8 @@ class Row:
     difference: Difference | None = None
     beside: str = ""
     """What else differs between the two arms."""
+    like_data: bool = False
+    """Whether both means lie where those of real data do."""
 
     @property
     def text(self) -> str:
@@ -106,6 +108,8 @@ def judge(study: Study) -> Answer:
         if row.difference is not None and p is not None:
             row.difference.adjusted = p
             row.verdict, row.why = _verdict(row, row.difference, p)
+            if row.like_data:
+                row.why = "; ".join(filter(None, [row.why, "both are indistinguishable from data"]))
     return Answer(study, judged)
 
 
@@ -223,7 +227,8 @@ def _row(study: Study, metric: str, context: Context, better: Side, than: Side) 
         row.verdict = MISSING
         row.why = row.why or "no seed is common to both"
         return row
-    row.better = next(point.arm.cells[metric].better for point in used if metric in point.arm.cells)
+    cells = [point.arm.cells[metric] for point in used if metric in point.arm.cells]
+    row.better, row.like_data = cells[0].better, all(cell.like_data for cell in cells)
     row.beside = _beside(better.points[0], than.points[0], [*better.values, *than.values])
     if found.untested and not missing:
         row.why = f"no test: {found.untested}"
