@@ -18,6 +18,7 @@ from denoiselab.cli import run
 from denoiselab.cli.bench import table
 from denoiselab.compose import compose, plain
 from denoiselab.errors import UserError
+from denoiselab.training import Job
 
 CPU = torch.device("cpu")
 CONFIG = plain(compose("bench", []))
@@ -334,3 +335,8 @@ def test_a_start_lasts_until_the_first_step_and_no_longer(monkeypatch, tmp_path:
     one.end()
     with pytest.raises(Unavailable, match="the run ended without a step"):
         launch.measure({"rounds": 6, "options": [], "at_most": 60}, CPU)
+
+
+def test_the_run_whose_start_is_measured_can_be_made():
+    options = CONFIG["launch"]["options"]
+    assert Job(compose("train", [*options, "trainer.max_steps=1"])).config["trainer"]["max_steps"] == 1

@@ -1,7 +1,7 @@
 """What `denoiselab evaluate` is asked for: composed, checked, and made, by itself or as one of a sweep.
 
 In a sweep each evaluation is a process of its own, as a run is. One process for all evaluations of a checkpoint would
-save what a start takes, about 4 s each on two cores, which matters where an evaluation takes as little; but it would
+save what starts take, some seconds each on two cores, which matters where an evaluation takes as little; but it would
 lose all of them where one dies hard, keep what a metric has left in memory, and leave devices idle where one run is
 measured in many ways.
 """
