@@ -120,7 +120,7 @@ MISTAKES = {
     ("guidance.scale=1,nan",): "guidance.scale=nan: need a finite number",
     ("evaluation.n=20,1",): "evaluation.n=1: metrics.mmd needs at least",
     ("device=cpu,gpu",): "device=gpu: need one of auto, cpu, cuda",
-    ("device=auto,cpu",): "device=auto and device=cpu: this axis has no effect; both are evaluation",
+    ("device=auto,cpu",): "device=auto and device=cpu: this axis has no effect; both make ",
     ("sampler.steps=2,3", "schedule=linear", "lint.level=error"): "lint.schedule",
 }
 

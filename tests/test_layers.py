@@ -29,7 +29,7 @@ LAYERS = {
     "report": {"jinja2", "markupsafe", "pandas", "numpy", "scipy", "matplotlib", "PIL", "yaml", "optuna"},
     "module sharding callbacks loggers trainer training initial": TRAINING,
     "evaluation inspection content drawing encoding measuring outline run run_folder": TRAINING,
-    "compose experiment checks cli": CONFIGURING,
+    "compose experiment checks study cli": CONFIGURING,
     "launcher": {"torch", "submitit", "ray"},
     "sweeper": {"optuna"},
     "dashboard": {"yaml", "wandb", "wandb_workspaces"},

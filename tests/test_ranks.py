@@ -42,7 +42,7 @@ def lab(tmp_path: Path) -> Path:
 
 def left(folder: Path) -> list[str]:
     """Processes that know of a folder."""
-    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     return [line for line in listed.splitlines() if str(folder) in line]
 
 

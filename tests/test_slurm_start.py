@@ -69,7 +69,7 @@ class Place:
         (self.folder / "run").unlink(missing_ok=True)
         process = self.begin(rank)
         end = time.monotonic() + 60
-        while not (self.folder / "run").exists():
+        while not ((self.folder / "run").exists() and (self.folder / "run").read_text()):
             assert time.monotonic() < end
             time.sleep(0.02)
         return process

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from denoiselab.cli.study import axes_of, composed, study_of, written
 from denoiselab.cli.train import Training
 from denoiselab.compose import _parse, option, options, plain, sweep
+from denoiselab.study import axes_of, composed, study_of, written
 from test_sweep import TINY, content
 
 NAMES = [name for name in options()["study"] if name != "none"]

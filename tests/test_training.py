@@ -281,7 +281,7 @@ def test_the_realised_share_of_dropped_labels():
 
 
 def test_a_sweep_with_an_idle_axis_is_refused(tmp_path: Path):
-    from denoiselab.cli.train import refuse_idle_axes
+    from denoiselab.sweeper.base import refuse_idle_axes
 
     jobs = [Job(compose("train", [f"logger={name}", f"output_dir={tmp_path}"])) for name in ("csv", "wandb")]
     with pytest.raises(UserError, match=r"logger=csv and logger=wandb: this axis has no effect"):

@@ -17,6 +17,9 @@ from typing import Any
 from denoiselab.errors import UserError
 from denoiselab.files import write_text
 
+JOBS = ".jobs"
+"""The folder of composed configurations that processes are started from: beside the runs, or in the run measured."""
+
 
 @dataclass
 class Composed:

@@ -18,7 +18,7 @@ import torch
 
 from denoiselab import lint
 from denoiselab.checks import check_evaluation
-from denoiselab.compose import Composed, plain, write_job
+from denoiselab.compose import JOBS, Composed, plain, write_job
 from denoiselab.diagnostics import Subject
 from denoiselab.errors import one_line
 from denoiselab.evaluation import RESULT, evaluate
@@ -27,9 +27,6 @@ from denoiselab.files import write_text
 from denoiselab.inspection import folder_of, inspect_once
 from denoiselab.launcher import Task
 from denoiselab.run import Run, devices_of, load
-
-JOBS = ".jobs"
-"""The folder in a run of composed evaluations that processes are started from."""
 
 FAILED = "failed.json"
 """Beside where a result would be: why there is none."""
@@ -115,6 +112,10 @@ class Job:
     @property
     def path(self) -> Path:
         return self.results[0].parent
+
+    @property
+    def makes(self) -> tuple[Path, ...]:
+        return tuple(file.resolve() for file in self.results)
 
     @property
     def evaluation_address(self) -> str:

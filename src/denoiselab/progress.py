@@ -23,6 +23,11 @@ def note_begin() -> None:
     began -= uptime - ticks / os.sysconf("SC_CLK_TCK")
 
 
+def say(line: str) -> None:
+    """A line for the person at the terminal."""
+    print(line, file=sys.stderr, flush=True)
+
+
 class Progress:
     """Says how much is done and how long the rest will take, at most every 15 seconds; call it with what was added.
 

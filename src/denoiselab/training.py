@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from denoiselab import checkpoint, lint, trainer
 from denoiselab.callbacks import Checkpoints, EarlyStopping, Inspection, ProgressBar, TrainingMetrics
 from denoiselab.checks import check, check_used, without_weights
-from denoiselab.compose import Composed, read_yaml, to_yaml, write_job
+from denoiselab.compose import JOBS, Composed, read_yaml, to_yaml, write_job
 from denoiselab.content import by_content
 from denoiselab.data.base import Data
 from denoiselab.denoiser import Denoiser
@@ -32,14 +32,12 @@ from denoiselab.launcher import Task
 from denoiselab.loggers import JsonLines, evaluated, finishing
 from denoiselab.loggers.facts import Facts, looked_up
 from denoiselab.module import Diffusion, Feed
+from denoiselab.progress import say
 from denoiselab.rng import mix
 from denoiselab.run import Run, devices_of, find_checkpoint
 from denoiselab.run_folder import RunFolder, digest, slug
 from denoiselab.summary import summarise
 from denoiselab.version import CHECKPOINT_VERSION
-
-JOBS = ".jobs"
-"""The folder, beside the runs, of composed configurations that processes are started from."""
 
 OF_COMMAND = ("launcher", "sweeper", "sweep", "study", "rerun")
 """Options that change nothing of what a run's process does."""
@@ -89,6 +87,10 @@ class Job:
     @property
     def path(self) -> Path:
         return self.folder.path
+
+    @property
+    def makes(self) -> tuple[Path, str]:
+        return self.path, self.evaluation_address
 
     @property
     def overrides(self) -> list[str]:
@@ -386,8 +388,3 @@ def _tell_skipped(data: Data, folder: Path) -> None:
     if skipped := getattr(data.train, "skipped", []):
         write_text(folder / "bad_samples.jsonl", "".join(f"{json.dumps(row)}\n" for row in skipped))
         say(f"{len(skipped)} bad samples were passed over: {folder / 'bad_samples.jsonl'}")
-
-
-def say(line: str) -> None:
-    """A line for the person at the terminal."""
-    print(line, file=sys.stderr, flush=True)

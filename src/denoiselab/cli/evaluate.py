@@ -112,20 +112,10 @@ class Evaluations:
 
     def check(self, jobs: Sequence[Any], overrides: Sequence[str]) -> None:
         from denoiselab import lint
+        from denoiselab.sweeper.base import refuse_idle_axes
 
         refuse_idle_axes(jobs, overrides)
         lint.say(one for job in jobs for one in job.advice)
-
-
-def refuse_idle_axes(jobs: Sequence[Job], overrides: Sequence[str]) -> None:
-    """A sweep two of whose evaluations are the same has an axis without effect."""
-    seen: dict[tuple[Path, ...], Job] = {}
-    for job in jobs:
-        twin = seen.setdefault(tuple(file.resolve() for file in job.results), job)
-        if twin is not job:
-            pairs = zip(twin.overrides, job.overrides, strict=True)
-            axis = next((f"{a} and {b}" for a, b in pairs if a != b), " ".join(overrides))
-            raise UserError(f"{axis}: this axis has no effect; both are evaluation {job.path.name} of {job.run.name}")
 
 
 def spread_out(overrides: Sequence[str]) -> list[str]:

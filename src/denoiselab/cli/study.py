@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import re
 import sys
 from pathlib import Path
-from typing import Any
 
 from denoiselab.cli import parse
 from denoiselab.cli.train import run_all
-from denoiselab.compose import Composed, compose, nearest, option, options, plain
+from denoiselab.compose import nearest, option, options
 from denoiselab.errors import UserError
+from denoiselab.study import axes_of, composed, study_of
 
 ABOUT = """Make the runs that a question needs, then the report that answers it. A study is an option file (conf/study/,
 or study/ in a folder of your own): a question, axes with their values, the measurements that decide, the claims that
@@ -23,10 +21,6 @@ USAGE = f"""usage: denoiselab study [--config-dir DIR] [NAME [option=value ...]]
 
 Further options are those of `denoiselab train -m`, for every run: launcher.jobs=2, trainer.max_steps=200. One that is
 an axis of the study takes its place: seed=0,1."""
-
-
-KEYWORDS = ("true", "false", "null", "inf", "nan")
-"""Words that are no text in the grammar of overrides."""
 
 
 def main(arguments: list[str]) -> int:
@@ -54,37 +48,3 @@ def main(arguments: list[str]) -> int:
     if folder.is_dir() and find(folder):
         print(f"report: {write_report(folder)}", file=sys.stderr)
     return status
-
-
-def composed(name: str, own: list[str], config_dir: Path | None) -> Composed:
-    return compose("train", [f"study={name}", *own], config_dir)
-
-
-def study_of(chosen: Composed) -> dict[str, Any]:
-    return plain(chosen)["study"]
-
-
-def axes_of(study: dict[str, Any], name: str) -> list[str]:
-    """A study's axes as overrides.
-
-    >>> axes_of({"axes": {"schedule": ["linear", "cosine"], "seed": "range(3)", "ema": [None, "a b"]}}, "mine")
-    ['schedule=linear,cosine', 'seed=range(3)', 'ema=null,"a b"']
-    """
-    axes = study.get("axes")
-    if not isinstance(axes, dict) or not axes:
-        raise UserError(f"study={name}: need study.axes, as in axes: {{schedule: [linear, cosine], seed: [0, 1, 2]}}")
-    return [
-        f"{key}={','.join(map(written, value)) if isinstance(value, list) else value}" for key, value in axes.items()
-    ]
-
-
-def written(value: Any) -> str:
-    """A value in the grammar of overrides."""
-    if isinstance(value, str):
-        bare = re.fullmatch(r"[A-Za-z_][\w-]*", value) and value.lower() not in KEYWORDS
-        return value if bare else json.dumps(value)
-    if isinstance(value, list):
-        return f"[{','.join(map(written, value))}]"
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{written(one)}" for key, one in value.items()) + "}"
-    return json.dumps(value)

@@ -89,17 +89,7 @@ class Training:
 
     def check(self, jobs: Sequence[Any], overrides: Sequence[str]) -> None:
         from denoiselab import lint
+        from denoiselab.sweeper.base import refuse_idle_axes
 
         refuse_idle_axes(jobs, overrides)
         lint.say([*lint.sweep([job.config for job in jobs]), *(one for job in jobs for one in job.advice)])
-
-
-def refuse_idle_axes(jobs: Sequence[Job], overrides: Sequence[str]) -> None:
-    """A sweep two of whose jobs are the same run with the same evaluation has an axis without effect."""
-    seen: dict[tuple[Path, str], Composed] = {}
-    for job in jobs:
-        twin = seen.setdefault((job.folder.path, job.evaluation_address), job.composed)
-        if twin is not job.composed:
-            pairs = zip(twin.overrides, job.composed.overrides, strict=True)
-            axis = next((f"{a} and {b}" for a, b in pairs if a != b), " ".join(overrides))
-            raise UserError(f"{axis}: this axis has no effect; both give run {job.folder.path.name} and one evaluation")

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from denoiselab.cli import parse
-from denoiselab.cli.study import axes_of, composed, study_of
 from denoiselab.compose import option
 from denoiselab.errors import UserError
+from denoiselab.study import axes_of, composed, study_of
 
 ABOUT = """Write a sweep file for wandb, whose server then says which runs are made and whose agents make them:
 
@@ -48,8 +48,8 @@ def main(arguments: list[str]) -> int:
     overrides = [word for word in words if option(word) not in (*OWN, "output")]
     import yaml
 
-    from denoiselab.cli.train import refuse_idle_axes
     from denoiselab.dashboard.sweep_file import commands, sweep_file
+    from denoiselab.sweeper.base import refuse_idle_axes
 
     overrides = [*_of_study(overrides, config_dir), *overrides]
     content = sweep_file(_asked(own), overrides, config_dir)

@@ -22,6 +22,7 @@ from denoiselab.files import write_text
 from denoiselab.launcher.base import Launcher, Task
 from denoiselab.launcher.queue import SUFFIX, Seen, Submission, ask, read_submission
 from denoiselab.launcher.slurm_task import Start
+from denoiselab.progress import say
 
 LOST = 10.0
 """Seconds for which SLURM does not name a job until it counts as gone; some sites answer squeue from a copy."""
@@ -168,7 +169,7 @@ class Slurm(Launcher):
         if submission is None or seen is None:
             return None
         submission.job = seen.job
-        _say(f"[{task.label}] SLURM job {seen.job}, submitted before, is {seen.state.lower()}; waiting for it")
+        say(f"[{task.label}] SLURM job {seen.job}, submitted before, is {seen.state.lower()}; waiting for it")
         return Waited(task, file, submission, seen.restarts)
 
     def _alive(self, submission: Submission | None) -> Seen | None:
@@ -201,7 +202,7 @@ class Slurm(Launcher):
         for one, job in zip(waited, jobs, strict=True):
             one.submission.job = job.job_id
             write_text(one.file, json.dumps(asdict(one.submission)) + "\n")
-        _say(f"submitted as SLURM job {', '.join(_compact([one.job for one in waited]))}; logs in {waited[0].folder}")
+        say(f"submitted as SLURM job {', '.join(_compact([one.job for one in waited]))}; logs in {waited[0].folder}")
         return waited
 
     def executor(self, tasks: Sequence[Task], token: str) -> Any:
@@ -233,19 +234,19 @@ class Slurm(Launcher):
             if time.monotonic() - handle.missed < LOST:
                 return None
             if (status := _kept(handle)) != 0:
-                _say(f"{name} is not known to SLURM any more and has left no result; its log: {log}")
+                say(f"{name} is not known to SLURM any more and has left no result; its log: {log}")
         elif found.alive:
             handle.missed = None
             if found.restarts > handle.restarts:
                 handle.restarts = found.restarts
-                _say(f"{name} was requeued")
+                say(f"{name} was requeued")
             return None
         elif found.state == "COMPLETED":
             status = 0
         else:
             status = found.status if found.status <= 128 else 128 - found.status
             status = status or (-signal.SIGTERM if found.state == "CANCELLED" else 1)
-            _say(f"{name}: {found.state} ({found.reason}); its log: {log}")
+            say(f"{name}: {found.state} ({found.reason}); its log: {log}")
         if status == 0:
             print(handle.task.folder, flush=True)
             handle.file.unlink(missing_ok=True)
@@ -285,8 +286,8 @@ class Slurm(Launcher):
     def stop(self, handles: Sequence[Waited], signum: int) -> None:
         jobs = _compact([one.job for one in handles])
         if jobs:
-            _say(f"SLURM job {', '.join(jobs)} goes on; the same command waits for it again, and this ends it:")
-            _say(f"scancel {' '.join(one.partition('_')[0] for one in jobs)}")
+            say(f"SLURM job {', '.join(jobs)} goes on; the same command waits for it again, and this ends it:")
+            say(f"scancel {' '.join(one.partition('_')[0] for one in jobs)}")
 
 
 def _check_installed() -> None:
@@ -342,7 +343,3 @@ def _undisturbed() -> Iterator[None]:
     finally:
         os.environ.update(kept)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -3,15 +3,16 @@ how it went."""
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from denoiselab.compose import option, sweeps
+from denoiselab.errors import UserError
 from denoiselab.launcher import Launcher, Task
+from denoiselab.progress import say
 
 
 class Job(Protocol):
@@ -25,6 +26,11 @@ class Job(Protocol):
     @property
     def evaluation_address(self) -> str:
         """What its evaluation's result depends on beside the run."""
+        ...
+
+    @property
+    def makes(self) -> Hashable:
+        """What it makes; two jobs that make the same are one."""
         ...
 
     @property
@@ -179,5 +185,12 @@ class Sweeper:
             self.done.append(job)
 
 
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def refuse_idle_axes(jobs: Sequence[Job], overrides: Sequence[str]) -> None:
+    """A sweep two of whose jobs make the same has an axis without effect."""
+    seen: dict[Hashable, Job] = {}
+    for job in jobs:
+        twin = seen.setdefault(job.makes, job)
+        if twin is not job:
+            pairs = zip(twin.overrides, job.overrides, strict=True)
+            axis = next((f"{a} and {b}" for a, b in pairs if a != b), " ".join(overrides))
+            raise UserError(f"{axis}: this axis has no effect; both make {job.path}")

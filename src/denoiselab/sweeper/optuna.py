@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from denoiselab.compose import option, sweep, sweeps
 from denoiselab.errors import RunHeld, UserError, one_line
 from denoiselab.launcher import Launcher, Task
+from denoiselab.progress import say
 from denoiselab.run_folder import RunFolder, digest
-from denoiselab.sweeper.base import Job, Maker, Options, Sweeper, say
+from denoiselab.sweeper.base import Job, Maker, Options, Sweeper
 from denoiselab.sweeper.objective import Value, mean, measured
 from denoiselab.sweeper.space import Axis, axis
 
