@@ -17,6 +17,8 @@ import torch
 
 assert denoiselab
 
+pytest_plugins = ["ledger"]
+
 QUICK = ["debug=quick", "metrics=none", "trainer.threads=1"]
 
 
