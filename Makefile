@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format pictures bench bench-gpu proofs ray slurm clean
+.PHONY: demo test check format pictures bench bench-gpu faults soak ray slurm clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -42,9 +42,13 @@ bench: .venv/installed
 bench-gpu: .venv/installed
 	$(BIN)/denoiselab bench part=[networks,gpu] output=docs/benchmarks/gpu.json
 
-# What takes minutes: kill -9 at many points, each compared bit for bit.
-proofs: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m slow
+# Every fault that is injected, the slow ones too, and what came of them, in counts: half an hour.
+faults: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "faults and not slurm and not ray"
+
+# Thousands of runs and one long one: is anything left behind, does anything grow?  An hour.
+soak: .venv/installed
+	$(BIN)/python scripts/soak.py --output docs/benchmarks/soak_cpu.json
 
 # A study on a Ray cluster of this machine, with a run that is killed.
 ray: .venv/installed

@@ -70,6 +70,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for kind, what in KINDS.items():
         say(f"{injected[kind]:9} {survived[kind]:9}  {what}")
     say(f"{injected['states compared']:9} {'':9}  states compared, {injected['states lost']} lost")
-    say(
-        f"{injected['hostile refused']:9} {'':9}  hostile files refused, code executed {injected['code executed']} times"
-    )
+    hostile, executed = injected["hostile refused"], injected["code executed"]
+    say(f"{hostile:9} {'':9}  hostile files refused, code executed {executed} times")
