@@ -45,6 +45,7 @@ bench-gpu: .venv/installed
 # Every fault that is injected, the slow ones too, and what came of them, in counts: half an hour.
 faults: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "faults and not slurm and not ray"
+	scripts/slurm/where_possible.sh $(MAKE) slurm
 
 # Thousands of runs and one long one: is anything left behind, does anything grow?  An hour.
 soak: .venv/installed
