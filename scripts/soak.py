@@ -61,18 +61,22 @@ def main() -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory() as temporary:
         os.chdir(temporary)
-        found: dict[str, Any] = {
-            "long": long(asked.steps),
-            "many": many(asked.runs),
-            "processes": processes(range(asked.runs, asked.runs + asked.processes)),
-            "all": all_of_them(asked.runs + asked.processes),
+        parts = {
+            "long": lambda: long(asked.steps),
+            "many": lambda: many(asked.runs),
+            "processes": lambda: processes(range(asked.runs, asked.runs + asked.processes)),
+            "all": lambda: all_of_them(asked.runs + asked.processes),
         }
+        found: dict[str, Any] = {}
+        for part, watched in parts.items():
+            found[part] = watched()
+            print(json.dumps({part: found[part]}, indent=2), flush=True)
     wrong = [f"{part}: {line}" for part, figures in found.items() for line in figures.pop("wrong")]
-    text = json.dumps({**found, "wrong": wrong}, indent=2)
-    print(text)
     if asked.output:
         asked.output.parent.mkdir(parents=True, exist_ok=True)
-        asked.output.write_text(text + "\n")
+        asked.output.write_text(json.dumps({**found, "wrong": wrong}, indent=2) + "\n")
+    for line in wrong:
+        print(f"grew, or was left: {line}", file=sys.stderr)
     return bool(wrong)
 
 

@@ -120,7 +120,9 @@ def called(
         assert isinstance(status, int)
         return subprocess.CompletedProcess([*arguments], status, *capsys.readouterr())
 
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {
+        number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    }
     yield call
     for number, handler in handlers.items():
         signal.signal(number, handler)

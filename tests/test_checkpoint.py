@@ -18,6 +18,8 @@ import torch
 from denoiselab import checkpoint
 from denoiselab.errors import CheckpointError
 
+pytestmark = pytest.mark.faults
+
 RECORD = {"config": "", "identity": {}, "interface": {}, "choices": {}, "fingerprint": ""}
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 import denoiselab
-from denoiselab.rows import rows
+from denoiselab.cli import COMMANDS
 
 QUICK = ["debug=quick", "metrics=none", "callbacks=none", "model.channels=8", "model.head_channels=8"]
 TINY = [
@@ -43,6 +40,14 @@ def test_help_and_version(command, called):
     assert command("--version").stdout == f"denoiselab {denoiselab.__version__}\n"
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_says_what_its_options_are(name: str, called):
+    for flag in ("--help", "-h"):
+        result = called(name, flag)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert result.stdout.startswith(f"usage: denoiselab {name}")
+
+
 MISTAKES = {
     ("tran",): "did you mean train?",
     ("train", "schedule=cosin"): "did you mean cosine?",
@@ -67,8 +72,10 @@ AS_PROCESSES = {("tran",), ("train", "p_null=1.5"), ("sample", "ckpt=nowhere"), 
 """Mistakes that are found after importing different things, each of which could say something."""
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("arguments", MISTAKES, ids=" ".join)
-def test_a_mistake_is_one_line_and_status_2_and_writes_nothing(arguments, command, called, tmp_path: Path):
+def test_a_mistake_is_one_line_and_status_2_and_writes_nothing(arguments, command, called, faults, tmp_path: Path):
+    faults.injected("option")
     result = (command if arguments in AS_PROCESSES else called)(*arguments)
     assert result.returncode == 2, result.stderr
     assert MISTAKES[arguments] in result.stderr
@@ -88,60 +95,6 @@ def test_answers_do_not_wait_for_torch(arguments, tmp_path: Path):
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-
-
-def started(tmp_path: Path, *overrides: str) -> subprocess.Popen[str]:
-    """A training process, once its first checkpoint exists."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "denoiselab", "train", *TINY, *overrides],
-        cwd=tmp_path,
-        text=True,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    for _ in range(600):
-        if list(tmp_path.glob("outputs/runs/*/checkpoints/last.ckpt")):
-            return process
-        assert process.poll() is None, process.stderr and process.stderr.read()
-        time.sleep(0.05)
-    process.kill()
-    raise AssertionError("no checkpoint appeared")
-
-
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
-def test_a_signal_saves_and_the_same_command_continues(number: int, status: int, tmp_path: Path, called):
-    process = started(tmp_path, "trainer.max_steps=100000", "trainer.checkpoint_every=3", "trainer.log_every=1")
-    process.send_signal(number)
-    sent = time.perf_counter()
-    assert process.wait(timeout=30) == status
-    assert time.perf_counter() - sent < 10
-    assert process.stderr is not None
-    assert "issue the same command to continue" in process.stderr.read()
-    process.stderr.close()
-    (folder,) = tmp_path.glob("outputs/runs/[!.]*")
-    state = json.loads((folder / "status.json").read_text())
-    assert state["state"] == "preempted"
-    result = called("train", *TINY, f"trainer.max_steps={state['step'] + 2}", "trainer.log_every=1")
-    assert result.returncode == 0, result.stderr
-    assert f"continuing at step {state['step']}" in result.stderr
-    assert [row["step"] for row in rows(folder / "metrics.jsonl")] == list(range(1, state["step"] + 3))
-
-
-def test_kill_9_and_the_same_command_continues(tmp_path: Path, called):
-    process = started(tmp_path, "trainer.max_steps=100000", "trainer.checkpoint_every=3", "trainer.log_every=1")
-    process.kill()
-    process.wait()
-    assert process.stderr is not None
-    process.stderr.close()
-    result = called("train", *TINY, "trainer.max_steps=20000000", "trainer.max_steps=5", "trainer.log_every=1")
-    (folder,) = tmp_path.glob("outputs/runs/[!.]*")
-    assert result.returncode == 0, result.stderr
-    steps = [row["step"] for row in rows(folder / "metrics.jsonl")]
-    assert steps == list(range(1, len(steps) + 1))
-    assert (
-        not list((folder / "checkpoints").glob("*.tmp"))
-        or json.loads((folder / "status.json").read_text())["state"] == "done"
-    )
 
 
 def test_one_run_two_samplers_train_once_and_evaluate_twice(tmp_path: Path, called):

@@ -124,8 +124,10 @@ MISTAKES = {
 }
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("line", MISTAKES)
-def test_a_mistyped_override_is_named_with_what_would_work(line: str):
+def test_a_mistyped_override_is_named_with_what_would_work(line: str, faults):
+    faults.injected("option")
     with pytest.raises(UserError) as error:
         compose("train", [line])
     message = str(error.value)
@@ -150,7 +152,7 @@ VALUES = {
     "guidance.scale=inf": "guidance.scale=inf",
     "guidance.scale=2 p_null=0": "guidance=CFG: with p_null=0",
     "ema.decay=1": "ema.decay=1",
-    "optimizer.lr=-1": "optimizer.Invalid learning rate: -1",
+    "optimizer.lr=-1": "optimizer.lr=-1: need a number >= 0",
     "data.batch_size=0": "data.batch_size=0",
     "data.size=9": "data.size=9",
     "data.workers=-1": "data.workers=-1",
@@ -170,12 +172,14 @@ VALUES = {
     "callbacks.buckets.buckets=0": "callbacks.buckets.buckets=0",
     "callbacks.sample_grid.every=0": "callbacks.sample_grid.every=0",
     "lr_schedule=warmup lr_schedule.warmup=-1": "lr_schedule.warmup=-1",
-    "+optimizer.nonsense=1": "optimizer.",
+    "+optimizer.nonsense=1": "optimizer.nonsense=1: no option 'nonsense' here",
 }
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("line", VALUES)
-def test_a_value_out_of_range_is_refused_before_anything_is_written(line: str, tmp_path, monkeypatch):
+def test_a_value_out_of_range_is_refused_before_anything_is_written(line: str, tmp_path, monkeypatch, faults):
+    faults.injected("option")
     from denoiselab.training import Job
 
     monkeypatch.chdir(tmp_path)
@@ -206,8 +210,12 @@ CONTRADICTIONS = {
 }
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("line", CONTRADICTIONS)
-def test_parts_that_contradict_each_other_are_refused_before_anything_is_written(line: str, tmp_path, monkeypatch):
+def test_parts_that_contradict_each_other_are_refused_before_anything_is_written(
+    line: str, tmp_path, monkeypatch, faults
+):
+    faults.injected("option")
     from denoiselab.training import Job
 
     monkeypatch.chdir(tmp_path)

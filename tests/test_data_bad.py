@@ -20,6 +20,9 @@ from denoiselab.data import BadSample, ImageFolder, OnDisk, Source, Stream
 from denoiselab.data.loader import Loader, LoaderDied
 from denoiselab.data.source import Unreadable
 from denoiselab.errors import UserError
+from runs import SMALL, STEPS, last
+from traps import At, Signal
+from warm import Warm
 
 SIDE = 8
 
@@ -110,8 +113,9 @@ def write_bad(folder, suffix: str, case: str) -> str:
     return reason
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(("suffix", "case"), CASES)
-def test_a_bad_sample_is_named_with_its_file_index_and_reason(suffix, case, tmp_path):
+def test_a_bad_sample_is_named_with_its_file_index_and_reason(suffix, case, tmp_path, faults):
     reason = write_bad(tmp_path / "f", suffix, case)
     with pytest.raises(BadSample) as refusal:
         read_all(tmp_path / "f")
@@ -120,10 +124,12 @@ def test_a_bad_sample_is_named_with_its_file_index_and_reason(suffix, case, tmp_
     assert reason in line
     assert "\n" not in line
     assert refusal.value.status == 2
+    faults.injected("call")
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(("suffix", "case"), CASES[::9])
-def test_a_loader_process_says_the_same(suffix, case, tmp_path, monkeypatch):
+def test_a_loader_process_says_the_same(suffix, case, tmp_path, monkeypatch, faults):
     """The error arrives as one line of the same class, without the traceback that PyTorch wraps it in."""
     monkeypatch.setattr(split, "MEASURED", 1)
     monkeypatch.setattr(split, "some", lambda total, n: torch.zeros(1, dtype=torch.long))
@@ -136,14 +142,16 @@ def test_a_loader_process_says_the_same(suffix, case, tmp_path, monkeypatch):
     assert str(refusal.value).startswith(f"{tmp_path}/f/{BAD:03d}.{suffix} (index {BAD}): ")
     assert "\n" not in str(refusal.value)
     assert "Traceback" not in str(refusal.value)
+    faults.injected("call")
 
 
 def same(batch):
     return batch
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("kind", ["csv", "json"])
-def test_a_missing_label_is_named_at_once(kind, tmp_path):
+def test_a_missing_label_is_named_at_once(kind, tmp_path, faults):
     folder, file = tmp_path / "f", tmp_path / f"labels.{kind}"
     write(folder, "png")
     write_labels(file, {f"{i:03d}.png": i % 3 for i in range(60) if i != BAD})
@@ -152,6 +160,7 @@ def test_a_missing_label_is_named_at_once(kind, tmp_path):
     write_labels(file, {f"{i:03d}.png": "" if i == BAD else i % 3 for i in range(60)})
     with pytest.raises(BadSample, match=rf"\(index {BAD}\): has no label$"):
         ImageFolder(str(folder), labels=str(file))
+    faults.injected("call", 2)
 
 
 def test_an_image_beside_the_class_folders_has_no_label(tmp_path):
@@ -219,19 +228,23 @@ def test_what_was_skipped_is_counted_and_listed_across_processes():
     assert on_disk(Listed(set())).skipped == []
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("workers", [0, 2])
-def test_more_than_one_in_a_hundred_stops_the_run(workers):
+def test_more_than_one_in_a_hundred_stops_the_run(workers, faults):
     """Two of 200 are one percent; the third is too many, whichever process meets it."""
     seen(on_disk(Listed({3, 50})), workers)
     with pytest.raises(BadSample, match=r"^file\d+ \(index \d+\): spoilt; 3 of 200 are bad, more than the 1 %"):
         seen(on_disk(Listed({3, 50, 150})), workers)
+    faults.injected("call")
 
 
-def test_a_replacement_may_be_bad_itself():
+@pytest.mark.faults
+def test_a_replacement_may_be_bad_itself(faults):
     samples = on_disk(Listed({3}, n=1000))
     (instead,) = samples.batch(torch.tensor([3]))["id"].tolist()
     (other,) = on_disk(Listed({3, instead}, n=1000)).batch(torch.tensor([3]))["id"].tolist()
     assert len({3, instead, other}) == 3
+    faults.injected("call", 2)
 
 
 def test_a_sample_without_a_label_is_skipped_with_its_label():
@@ -243,7 +256,8 @@ def test_a_sample_without_a_label_is_skipped_with_its_label():
     assert (batch["cond"]["label"] >= 0).all()
 
 
-def test_held_out_images_are_dropped_and_not_padded(tmp_path):
+@pytest.mark.faults
+def test_held_out_images_are_dropped_and_not_padded(tmp_path, faults):
     write(tmp_path / "f", "png", 300)
     first = ImageFolder(str(tmp_path / "f"), labels="none")
     ids = first.held_out.ids.tolist()
@@ -251,10 +265,12 @@ def test_held_out_images_are_dropped_and_not_padded(tmp_path):
     data = ImageFolder(str(tmp_path / "f"), labels="none", on_error="skip")
     assert data.held_out.ids.tolist() == [i for i in ids if i != ids[4]]
     assert torch.equal(data.train.ids, first.train.ids)
+    faults.injected("call")
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(("error", "kind"), [(OSError(5, "no answer"), Unreadable), (MemoryError(), MemoryError)])
-def test_a_failing_disk_is_no_bad_sample(error, kind):
+def test_a_failing_disk_is_no_bad_sample(error, kind, faults):
     """What is wrong with the machine is never skipped."""
 
     class Failing(Listed):
@@ -264,6 +280,7 @@ def test_a_failing_disk_is_no_bad_sample(error, kind):
     with pytest.raises(kind) as refusal:
         on_disk(Failing(set())).batch(torch.tensor([1]))
     assert not isinstance(refusal.value, BadSample)
+    faults.injected("call")
 
 
 def test_all_of_train_is_refused_in_a_line(tmp_path):
@@ -288,12 +305,14 @@ class Deadly(Listed):
         return super().read(index)
 
 
-def test_a_killed_loader_process_ends_the_run_at_once():
+@pytest.mark.faults
+def test_a_killed_loader_process_ends_the_run_at_once(faults):
     before = time.perf_counter()
     with pytest.raises(LoaderDied, match=r"^data: loader process \d+, one of 2, was killed by SIGKILL; memory may"):
         seen(on_disk(Deadly(set())), 2)
     assert LoaderDied.status == 1
     assert time.perf_counter() - before < 10
+    faults.injected("call")
 
 
 def test_a_run_ends_with_the_line_of_a_bad_sample_that_a_loader_process_met(train, tmp_path, monkeypatch):
@@ -317,3 +336,23 @@ def test_what_a_run_skipped_is_listed_beside_it(train, tmp_path, monkeypatch, ca
     (row,) = (run / "bad_samples.jsonl").read_text().splitlines()
     assert json.loads(row) == {"index": BAD, "where": f"{tmp_path}/f/{BAD:03d}.png"}
     assert f"1 bad samples were passed over: {run}/bad_samples.jsonl" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+def test_what_is_skipped_is_the_same_in_a_run_that_is_killed(tmp_path, faults):
+    root = tmp_path / "f"
+    root.mkdir()
+    for i, values in enumerate(images(120, SIDE)):
+        (root / f"{i:03d}.png").write_bytes(b"" if i == BAD else png(values))
+    options = ["data=image_folder", f"data.root={root}", "data.labels=none", "data.size=8", "data.on_error=skip"]
+    options += [*SMALL, *STEPS, "guidance=none", "data.workers=1"]
+    whole = Warm(tmp_path / "whole", "train", *options)
+    kill = At("denoiselab.module:Diffusion.on_train_batch_start", 7, (Signal(signal.SIGKILL),))
+    assert Warm(tmp_path / "parts", "train", *options, traps=[kill]).wait() == -signal.SIGKILL
+    parts = Warm(tmp_path / "parts", "train", *options)
+    assert (whole.wait(), parts.wait()) == (0, 0), parts.said
+    runs = [next(path.parent for path in (tmp_path / name).rglob("checkpoints")) for name in ("whole", "parts")]
+    faults.same(*(last(run) for run in runs))
+    assert json.loads((runs[0] / "bad_samples.jsonl").read_text())["index"] == BAD
+    faults.injected("process")

@@ -75,7 +75,7 @@ MISTAKES = {
     ("diagnostics=forward", "diagnostics.forward.tims=[1]"): "did you mean times?",
     ("diagnostics=forward", "diagnostics.forward.n=0"): "diagnostics.forward.n=0: need at least 1",
     ("diagnostics=forward", "diagnostics.forward.times=[2]"): "times=[2]: need times in [0, 1]",
-    ("diagnostics=forward", "diagnostics.forward.budget=5"): "budget=5: need a share of the training time such as 5%",
+    ("diagnostics=forward", "diagnostics.forward.budget=5"): "need a text, as in diagnostics.forward.budget=5%",
     ("diagnostics=forward", "diagnostics.forward.every=0"): "every=0: need a number of steps >= 1",
     ("diagnostics=best_target", "diagnostics.best_target.others=[nowhere]"): "nowhere: no such run directory",
 }

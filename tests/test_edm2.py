@@ -341,7 +341,7 @@ def test_a_resumed_run_ends_bit_for_bit_like_an_uninterrupted_one(train):
             "model.multipliers=[1, 2]: need whole numbers > 0, one per level, with the images'",
         ),
         ({"multipliers": []}, "model.multipliers=[]: need whole numbers > 0"),
-        ({"multipliers": [1.5]}, "model.multipliers=[1.5]: need whole numbers > 0"),
+        ({"multipliers": [1.5]}, "model.multipliers=[1.5]: need a list of whole numbers"),
         ({"multipliers": [1, 0]}, "model.multipliers=[1, 0]: need whole numbers > 0"),
         ({"channels": 0}, "model.channels=0: need at least 1"),
         ({"blocks": 0}, "model.blocks=0: need at least 1"),

@@ -22,6 +22,8 @@ from test_import import imported, pipeline
 
 pytest.importorskip("diffusers")
 
+pytestmark = pytest.mark.faults
+
 
 @cache
 def files() -> dict[str, bytes]:

@@ -298,9 +298,11 @@ import denoiselab  # isort: skip
 import torch
 from denoiselab.compose import compose
 from denoiselab.module import Diffusion
+from denoiselab.ranks import Ranks
 from denoiselab.training import Job
 
 FOLDER = Path(__file__).parent
+Ranks.program = (sys.executable, __file__)
 teach, told = Diffusion._teach, []
 
 

@@ -14,6 +14,8 @@ from denoiselab.experiment import Parts, resolve
 from denoiselab.models import VQ
 from latents import autoencoder
 
+pytestmark = pytest.mark.faults
+
 
 def _truncate(folder: Path) -> None:
     file = folder / "train-00001.safetensors"

@@ -153,13 +153,16 @@ def test_more_gpus_than_there_are_are_refused(tmp_path: Path, monkeypatch):
 
 
 @pytest.mark.usefixtures("program")
-def test_one_that_dies_hard_takes_nothing_with_it(tmp_path: Path):
+@pytest.mark.faults
+def test_one_that_dies_hard_takes_nothing_with_it(tmp_path: Path, faults):
     tasks = [task(tmp_path / f"r{k}", 0.1, status) for k, status in enumerate([0, -9, 3, 0])]
     assert run(Local(2), tasks) == {0: 0, 1: -9, 2: 3, 3: 0}
+    faults.injected("call", 2)
 
 
 @pytest.mark.usefixtures("program")
-def test_one_that_takes_too_long_is_told_to_stop(tmp_path: Path, monkeypatch):
+@pytest.mark.faults
+def test_one_that_takes_too_long_is_told_to_stop(tmp_path: Path, monkeypatch, faults):
     """And killed if it does not; the others go on."""
     monkeypatch.setattr(local, "GRACE", 1.0)
     slow, deaf, quick = (task(tmp_path / name, seconds) for name, seconds in (("slow", 60), ("deaf", 60), ("quick", 0)))
@@ -168,15 +171,18 @@ def test_one_that_takes_too_long_is_told_to_stop(tmp_path: Path, monkeypatch):
     for one in (slow, quick):
         one.arguments = [str(tmp_path / "program.py"), *one.arguments]
     assert run(Local(3, minutes=3 / 60), [slow, deaf, quick]) == {0: 128 + signal.SIGTERM, 1: -signal.SIGKILL, 2: 0}
+    faults.injected("call", 2)
 
 
 @pytest.mark.usefixtures("program")
-def test_what_is_left_of_a_run_that_died_is_ended(tmp_path: Path, monkeypatch):
+@pytest.mark.faults
+def test_what_is_left_of_a_run_that_died_is_ended(tmp_path: Path, monkeypatch, faults):
     """Its other ranks, which wait for the one that is gone."""
     monkeypatch.setattr(Local, "program", (sys.executable, "-c", LEADER))
     run(Local(1), [task(tmp_path / "r")])
     (other,) = told(tmp_path)
     until(lambda: gone(other["pid"]))
+    faults.injected("call")
 
 
 @pytest.mark.usefixtures("program")
@@ -229,19 +235,23 @@ def gone(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_reaches_every_run_and_is_waited_for(signum: int, program: Path, tmp_path: Path):
+@pytest.mark.faults
+def test_a_signal_reaches_every_run_and_is_waited_for(signum: int, program: Path, tmp_path: Path, faults):
     process, children = launched(program, tmp_path / "runs")
     process.send_signal(signum)
     assert process.wait(timeout=60) == 128 + signum
     assert all(map(gone, children))
     assert sorted(path.read_text() for path in (tmp_path / "runs").rglob("stopped*")) == [str(int(signum))] * 2
     assert not (tmp_path / "runs" / "r2").exists()
+    faults.injected("call")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's word of a parent's death is Linux's own")
-def test_runs_stop_when_the_launching_process_is_killed(program: Path, tmp_path: Path):
+@pytest.mark.faults
+def test_runs_stop_when_the_launching_process_is_killed(program: Path, tmp_path: Path, faults):
     process, children = launched(program, tmp_path / "runs")
     process.kill()
     process.wait()
     until(lambda: all(map(gone, children)))
     assert len(list((tmp_path / "runs").rglob("stopped*"))) == 2
+    faults.injected("call")

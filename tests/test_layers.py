@@ -17,19 +17,21 @@ TRAINING = MEASURING | {"lightning", "rich", "wandb"}
 CONFIGURING = TRAINING | {"hydra", "omegaconf", "yaml"}
 
 LAYERS = {
-    "errors files version trust rows status buffers progress _torchvision __init__ __main__": {"torch"},
+    "arguments confidential errors files version trust rows status buffers progress _torchvision __init__ __main__": {
+        "torch"
+    },
     "schedule target consistency gaussian weighting timesteps denoiser guidance loss models": MATHEMATICS,
     "sampler likelihood": MATHEMATICS | {"torchdiffeq"},
     "exchange": MATHEMATICS | {"safetensors"},
-    "rng conditioning curve lr_schedule ema checkpoint summary speed": MATHEMATICS,
+    "rng conditioning curve lr_schedule ema archive checkpoint summary speed": MATHEMATICS,
     "data": MEASURING | {"datasets", "webdataset", "diffusers"},
     "metrics": MEASURING | {"torch_fidelity", "transformers"},
     "pictures diagnostics scripted lint": MEASURING,
     "preference": MEASURING | {"jinja2", "markupsafe"},
     "report": {"jinja2", "markupsafe", "pandas", "numpy", "scipy", "matplotlib", "PIL", "yaml", "optuna"},
-    "module sharding callbacks loggers trainer training initial": TRAINING,
-    "evaluation inspection content drawing encoding measuring outline run run_folder": TRAINING,
-    "compose experiment checks study cli": CONFIGURING,
+    "module sharding callbacks loggers ranks trainer training initial": TRAINING,
+    "evaluation inspection content drawing encoding fitting measuring outline run run_folder": TRAINING,
+    "compose values experiment checks study cli": CONFIGURING,
     "launcher": {"torch", "submitit", "ray"},
     "sweeper": {"optuna"},
     "dashboard": {"yaml", "wandb", "wandb_workspaces"},

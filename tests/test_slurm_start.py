@@ -105,7 +105,8 @@ def test_the_status_of_the_run_is_the_tasks(program: str, status: int, place: Pl
 
 
 @pytest.mark.parametrize("torn", [False, True])
-def test_a_requeue_is_asked_for_once_and_after_the_run_has_saved(torn: bool, place: Place):
+@pytest.mark.faults
+def test_a_requeue_is_asked_for_once_and_after_the_run_has_saved(torn: bool, place: Place, faults):
     """Told twice, as clusters do; beside what a task left that was killed while it wrote."""
     process = place.running()
     if torn:
@@ -120,38 +121,47 @@ def test_a_requeue_is_asked_for_once_and_after_the_run_has_saved(torn: bool, pla
     submission = pickle.loads(place.pickle.read_bytes())
     assert submission.function.command[-2:] == [str(place.folder / "run"), "143"]
     assert submission._timeout_countdown == 1
+    faults.injected("call", 2)
 
 
-def test_the_run_may_be_told_by_slurm_as_well(place: Place):
+@pytest.mark.faults
+def test_the_run_may_be_told_by_slurm_as_well(place: Place, faults):
     """Some clusters signal the whole tree of processes: the run has ended when its parent hears of it."""
     process = place.running()
     place.state("RUNNING")
     subprocess.run(["pkill", "-TERM", "-P", str(process.pid)], check=True)
     assert process.wait(timeout=60) == 255
     assert place.requeued == [["requeue", "70_1"]]
+    faults.injected("call")
 
 
-def test_time_limits_are_counted(place: Place):
+@pytest.mark.faults
+def test_time_limits_are_counted(place: Place, faults):
     process = place.running(requeues=0)
     process.send_signal(signal.SIGUSR2)
     assert process.wait(timeout=60) == 1
     assert place.saved
     assert not place.requeued
     assert "timed-out too many times" in (place.folder / "log").read_text()
+    faults.injected("call")
 
 
-def test_preemptions_are_not(place: Place):
+@pytest.mark.faults
+def test_preemptions_are_not(place: Place, faults):
     process = place.running(requeues=0, minutes=600)
     process.send_signal(signal.SIGUSR2)
     assert process.wait(timeout=60) == 255
     assert len(place.requeued) == 1
+    faults.injected("call")
 
 
-def test_one_that_fails_while_it_is_told_to_stop_has_failed(place: Place):
+@pytest.mark.faults
+def test_one_that_fails_while_it_is_told_to_stop_has_failed(place: Place, faults):
     process = place.running(status=3)
     process.send_signal(signal.SIGUSR2)
     assert process.wait(timeout=60) == 1
     assert not place.requeued
+    faults.injected("call")
 
 
 def test_other_ranks_ask_for_nothing_and_do_not_end_the_job(place: Place):
@@ -166,16 +176,21 @@ def test_other_ranks_ask_for_nothing_and_do_not_end_the_job(place: Place):
 @pytest.mark.parametrize(
     ("state", "status", "requeues"), [("RUNNING", 255, 1), ("CANCELLED", 143, 0), ("PENDING", 143, 0)]
 )
-def test_sigterm_is_a_preemption_unless_slurm_ends_the_job_itself(state: str, status: int, requeues: int, place: Place):
+@pytest.mark.faults
+def test_sigterm_is_a_preemption_unless_slurm_ends_the_job_itself(
+    state: str, status: int, requeues: int, place: Place, faults
+):
     process = place.running()
     place.state(state)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == status
     assert place.saved == f"{int(signal.SIGTERM)} "
     assert len(place.requeued) == requeues
+    faults.injected("call")
 
 
-def test_after_a_node_failed_the_same_file_begins_again(place: Place):
+@pytest.mark.faults
+def test_after_a_node_failed_the_same_file_begins_again(place: Place, faults):
     """No signal came: nothing of it was written."""
     process = place.running()
     before = place.pickle.read_bytes()
@@ -191,3 +206,4 @@ def test_after_a_node_failed_the_same_file_begins_again(place: Place):
     again.send_signal(signal.SIGUSR2)
     again.wait(timeout=60)
     assert place.requeued == [["requeue", "70_1"]]
+    faults.injected("call")

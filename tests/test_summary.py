@@ -294,7 +294,7 @@ def test_a_sweep_is_a_row_per_network(capsys, tmp_path: Path):
 
 
 MISTAKES = {
-    "shape=4": "shape=4: need whole numbers > 0",
+    "shape=4": "shape=4: need a list of whole numbers or null",
     "shape=[1,0,8]": "shape=[1, 0, 8]: need whole numbers > 0",
     "shape=[1,7,8]": "square",
     "num_classes=-1": "num_classes=-1: need a whole number >= 0",

@@ -63,7 +63,8 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, di
     return root, {seed: content(runs(root)[seed]) for seed in (0, 1)}
 
 
-def test_a_killed_sweep_goes_on_and_leaves_what_is_done_alone(killed, monkeypatch, called, capsys):
+@pytest.mark.faults
+def test_a_killed_sweep_goes_on_and_leaves_what_is_done_alone(killed, monkeypatch, called, capsys, faults):
     """Exactly the four that are missing are made; the file of every job keeps what it was started from."""
     root, before = killed
     assert sorted(seed for seed, run in runs(root).items() if state(run) == "done") == [0, 1]
@@ -82,6 +83,7 @@ def test_a_killed_sweep_goes_on_and_leaves_what_is_done_alone(killed, monkeypatc
     assert "6 of 6 runs done" in told
     assert {seed: content(runs(root)[seed]) for seed in (0, 1)} == before
     assert [state(folder) for folder in runs(root).values()] == ["done"] * 6
+    faults.injected("process")
 
 
 def test_one_that_failed_is_made_again_when_that_is_asked(killed, monkeypatch, called, capsys):

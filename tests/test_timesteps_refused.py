@@ -42,7 +42,7 @@ REFUSED = [
     ("curriculum", {"order": []}, "order=[]"),
     ("curriculum", {"curve": None}, "boundaries=null: slots have no boundaries"),
     ("curriculum", {"order": [1], "correct": True}, "order=[1]: need"),
-    ("from_curve", {"curve": None}, "curve=None: need a file"),
+    ("from_curve", {"curve": None}, "curve=null: need a text"),
     ("from_curve", {"panel": "mse"}, "panel=mse: need one of"),
     ("from_curve", {"correct": True, "curve": '{"t": [0, 1], "value": [0, 1]}'}, "correct=true: the curve is 0"),
     ("importance", {"floor": 0}, "floor=0: need"),
@@ -75,7 +75,7 @@ def test_what_cannot_work_is_refused_in_one_line(timesteps, arguments, message):
         ("timesteps=slots timesteps.curve=null", "timesteps.boundaries=null: slots have no boundaries of their own"),
         ("timesteps=slots timesteps.curve=null timesteps.boundaries=[0.5,0.4]", "timesteps.boundaries=[0.5, 0.4]: "),
         ("timesteps=from_curve timesteps.curve=nowhere", "timesteps.curve=nowhere: no such file"),
-        ("spacing=loss_density spacing.curve=null", "spacing.curve=None: need a file"),
+        ("spacing=loss_density spacing.curve=null", "spacing.curve=null: need a text"),
     ],
 )
 def test_a_command_line_is_refused_in_one_line(line, message):

@@ -131,7 +131,8 @@ def test_a_run_is_held_by_one_process(train, tmp_path: Path):
     assert not lock.exists()
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_is_never_saved(train, tmp_path: Path, monkeypatch):
+@pytest.mark.faults
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_never_saved(train, tmp_path: Path, monkeypatch, faults):
     from denoiselab.loss import WeightedLoss
 
     forward = WeightedLoss.forward
@@ -149,9 +150,11 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_never_saved(train, tmp_pa
     (folder,) = (tmp_path / "outputs" / "runs").iterdir()
     assert last(folder)["global_step"] == 4
     assert json.loads((folder / "status.json").read_text())["state"] == "failed"
+    faults.injected("call")
 
 
-def test_a_full_disk_is_survived_until_it_is_not(train, tmp_path: Path, monkeypatch, capsys):
+@pytest.mark.faults
+def test_a_full_disk_is_survived_until_it_is_not(train, tmp_path: Path, monkeypatch, capsys, faults):
     save, failing = checkpoint.save, []
 
     def full(content, path):
@@ -169,6 +172,7 @@ def test_a_full_disk_is_survived_until_it_is_not(train, tmp_path: Path, monkeypa
     with pytest.raises(CannotSave) as error:
         train(*SMALL, *STEPS, "seed=1", quick=())
     assert error.value.status == 74
+    faults.injected("call", 5)
 
 
 def test_starting_from_another_run(train, tmp_path: Path, capsys):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+
 import pytest
 
 from denoiselab import trust
@@ -9,6 +12,8 @@ from denoiselab.compose import compose, conf_dir, options, plain
 from denoiselab.errors import UserError
 from denoiselab.run import OF_TRAINING
 from exact import needing
+
+pytestmark = pytest.mark.faults
 
 BYPASSES = [
     *("os.system", "builtins.eval", "subprocess.Popen", "posix.system", "torch.load", "torch.hub.load", "numpy.load"),
@@ -42,6 +47,22 @@ BYPASSES = [
 def test_everything_but_our_own_classes_is_refused(target, place):
     with pytest.raises(UserError, match="nothing was run"):
         trust.check(place(target), "file")
+
+
+def test_no_module_is_imported_to_refuse_its_name(tmp_path, monkeypatch, faults):
+    """Names of a module that leaves a mark when it is imported, which it does when somebody imports it."""
+    marker = tmp_path / "marker"
+    (tmp_path / "hostile_module.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    names = ["hostile_module.Net", "hostile_module", "denoiselab.models.hostile_module.Net", "hostile_module.a.b"]
+    for target in (*names, *BYPASSES):
+        with pytest.raises(UserError, match="nothing was run"):
+            trust.check({"model": {"_target_": target}}, "file")
+    assert "hostile_module" not in sys.modules
+    faults.refused(marker, len(names) + len(BYPASSES))
+    importlib.import_module("hostile_module")
+    assert marker.exists()
+    del sys.modules["hostile_module"]
 
 
 def test_every_shipped_configuration_passes(monkeypatch):

@@ -23,7 +23,8 @@ def job(root: Path, *overrides: str) -> Job:
     return Job(compose("train", [*TINY, f"output_dir={root}", *overrides]))
 
 
-def test_an_evaluation_that_fails_is_not_the_failure_of_the_others(tmp_path: Path, monkeypatch):
+@pytest.mark.faults
+def test_an_evaluation_that_fails_is_not_the_failure_of_the_others(tmp_path: Path, monkeypatch, faults):
     """A search over samplers has one run with an evaluation per trial."""
     first, second, third = (job(tmp_path, f"sampler.steps={steps}") for steps in (1, 2, 3))
     assert first.path == second.path == third.path
@@ -43,9 +44,11 @@ def test_an_evaluation_that_fails_is_not_the_failure_of_the_others(tmp_path: Pat
         with pytest.raises(ZeroDivisionError):
             longer.run()
     assert not any(one.finished for one in (first, second, third, longer))  # what was measured are other weights
+    faults.injected("call", 2)
 
 
-def test_of_two_that_find_a_dead_lock_one_has_the_run(tmp_path: Path, monkeypatch):
+@pytest.mark.faults
+def test_of_two_that_find_a_dead_lock_one_has_the_run(tmp_path: Path, monkeypatch, faults):
     """While one of them asks SLURM whether the holder is gone, the other has taken the run."""
     lock = tmp_path / "run.lock"
     lock.write_text(json.dumps({"host": os.uname().nodename, "pid": 1, "slurm": {"job": "7", "restart": 0}}))
@@ -66,6 +69,7 @@ def test_of_two_that_find_a_dead_lock_one_has_the_run(tmp_path: Path, monkeypatc
     with RunFolder(tmp_path, {}).locked():
         lock.write_text(other)  # somebody was told to remove this one
     assert lock.read_text() == other
+    faults.injected("call")
 
 
 def test_a_run_that_goes_on_is_not_moved_away(tmp_path: Path):

@@ -170,7 +170,8 @@ def test_it_changes_nothing(run: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("error", ["a mistake", NonFiniteLoss("nan"), signal.SIGTERM], ids=["error", "nan", "signal"])
-def test_how_it_ended_is_what_the_process_says(error, tmp_path: Path, monkeypatch):
+@pytest.mark.faults
+def test_how_it_ended_is_what_the_process_says(error, tmp_path: Path, monkeypatch, faults):
     log = TrainingMetrics.run
 
     def fails(self, trainer, pl_module):
@@ -189,9 +190,11 @@ def test_how_it_ended_is_what_the_process_says(error, tmp_path: Path, monkeypatc
     state = json.loads((folder / "status.json").read_text())["state"]
     assert state == ("preempted" if error is signal.SIGTERM else "failed")
     assert max(one(folder).steps("train/loss")) == 6
+    faults.injected("call")
 
 
-def test_a_run_that_goes_on_has_every_step_once(tmp_path: Path, monkeypatch, capsys):
+@pytest.mark.faults
+def test_a_run_that_goes_on_has_every_step_once(tmp_path: Path, monkeypatch, capsys, faults):
     log = TrainingMetrics.run
 
     def dies(self, trainer, pl_module):
@@ -217,6 +220,7 @@ def test_a_run_that_goes_on_has_every_step_once(tmp_path: Path, monkeypatch, cap
     steps = [row[STEP] for row in second.history]
     assert steps == sorted(steps)
     assert "warning" not in capsys.readouterr().err.lower()
+    faults.injected("call")
 
 
 def test_a_finished_run_is_shown_once_asked(tmp_path: Path):
@@ -250,7 +254,8 @@ def listening() -> socket.socket:
 
 
 @pytest.mark.parametrize("server", ["none", "silent", "no key"])
-def test_without_a_server_a_run_is_kept_offline(server: str, tmp_path: Path, monkeypatch, capsys):
+@pytest.mark.faults
+def test_without_a_server_a_run_is_kept_offline(server: str, tmp_path: Path, monkeypatch, capsys, faults):
     silent = listening()
     port = silent.getsockname()[1] if server == "silent" else 9
     wandb.teardown()  # which reads the environment once
@@ -274,6 +279,7 @@ def test_without_a_server_a_run_is_kept_offline(server: str, tmp_path: Path, mon
     assert not silent.close()
     monkeypatch.undo()
     wandb.teardown()
+    faults.injected("call")
 
 
 def services() -> list[int]:
@@ -282,7 +288,8 @@ def services() -> list[int]:
     return [int(pid) for pid in listed.stdout.split()]
 
 
-def test_a_service_that_dies_does_not_stop_training(tmp_path: Path, monkeypatch, capsys, run: Path):
+@pytest.mark.faults
+def test_a_service_that_dies_does_not_stop_training(tmp_path: Path, monkeypatch, capsys, run: Path, faults):
     log = TrainingMetrics.run
 
     def kills(self, trainer, pl_module):
@@ -301,10 +308,12 @@ def test_a_service_that_dies_does_not_stop_training(tmp_path: Path, monkeypatch,
     found = newest(folder)
     assert found.steps("train/loss") == [*range(1, 11)]
     assert (found.exit_code, found.run.run_id) == (0, folder.name.rpartition("-")[2])
+    faults.injected("call")
 
 
 CANARIES = {"WANDB_API_KEY": "w" * 33 + "canary1", "HF_TOKEN": "canary2-hf", "AWS_SECRET_ACCESS_KEY": "canary3-aws"}
-CANARIES |= {"MY_SECRET": "canary4-mine"}
+CANARIES |= {"MY_SECRET": "canary4-mine", "MY_URL": "canary5-url", "MY_TOKEN": "canary6-plain"}
+CANARIES |= {"MY_PASSWORD": "canary7-given"}
 
 
 def test_no_secret_is_logged(tmp_path: Path, monkeypatch):
@@ -318,15 +327,16 @@ def test_no_secret_is_logged(tmp_path: Path, monkeypatch):
     )
     (tmp_path / "own" / "callbacks" / "quiet.yaml").write_text(
         "quiet:\n  _target_: quiet.Quiet\n  place: ${oc.env:MY_SECRET}\n"
-        "  where: https://me:canary5-url@host/${callbacks.quiet.place}\n  token: canary6-plain\n  password: ''\n"
+        "  where: https://me:${oc.env:MY_URL}@host/${callbacks.quiet.place}\n"
+        "  token: ${oc.env:MY_TOKEN}\n  password: ''\n"
     )
     monkeypatch.syspath_prepend(tmp_path / "own")
-    options = ("callbacks=quiet", "logger=[wandb,tensorboard]", "callbacks.quiet.password=canary7-given")
+    options = ("callbacks=quiet", "logger=[wandb,tensorboard]", "callbacks.quiet.password='${oc.env:MY_PASSWORD}'")
     folder = trained(tmp_path, *options, config_dir=tmp_path / "own")
     own = one(folder).config["callbacks"]["quiet"]
     assert own["place"] == "${oc.env:MY_SECRET}"
     assert own["where"] == "https://host/${callbacks.quiet.place}"
-    assert own["token"] == own["password"] == "(kept back)"
+    assert own["token"] == "${oc.env:MY_TOKEN}"
     assert "callbacks.quiet.password=(kept back)" in one(folder).config["overrides"]
     files = [path for place in ("wandb", "tensorboard") for path in (folder / place).rglob("*") if path.is_file()]
     assert len(files) > 5

@@ -11,11 +11,12 @@ import torch
 
 from denoiselab.compose import compose
 from denoiselab.module import Diffusion
+from denoiselab.ranks import Ranks
 from denoiselab.training import Job
 
 assert denoiselab
-# This script is given a folder; the rank that Lightning starts is given the job's file, which lies in
-# FOLDER/outputs/runs/.jobs.
+# This script is given a folder; the other rank is given the job's file, which lies in FOLDER/outputs/runs/.jobs.
+Ranks.program = (sys.executable, __file__)
 OUTPUT = Path(sys.argv[1]) if len(sys.argv) == 2 else Path(sys.argv[-1]).parents[3]
 
 step = Diffusion.training_step

@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import Protocol
 
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["denoiselab", "denoiselab.training", "denoiselab.cli.train", "denoiselab.cli.sample"])
+_forks.set_forkserver_preload(
+    [
+        *("denoiselab", "denoiselab.training", "denoiselab.cli.train", "denoiselab.cli.sample"),
+        "denoiselab.lr_schedule",
+        *("hydra", "hydra.utils", "hydra._internal.hydra", "matplotlib.backends.backend_agg", "PIL.PngImagePlugin"),
+        *("PIL.BmpImagePlugin", "PIL.GifImagePlugin", "PIL.JpegImagePlugin", "PIL.PpmImagePlugin"),
+    ]
+)
 
 
 class Trap(Protocol):
@@ -66,7 +73,8 @@ class Warm:
         os.kill(self.pid, number)
 
     def kill(self) -> None:
-        self.tell(signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it has ended
+            self.tell(signal.SIGKILL)
         self.process.join()
 
     def end(self) -> None:
@@ -89,6 +97,7 @@ def said(folder: Path) -> Path:
 def _begin(folder: Path, arguments: Sequence[str], traps: Sequence[Trap], variables: Mapping[str, str]) -> None:
     os.setsid()
     os.chdir(folder)
+    multiprocessing.set_start_method("fork", force=True)  # as elsewhere; else another server would start
     os.environ.update(variables)
     for number, file in ((1, folder.with_name(folder.name + ".out")), (2, said(folder))):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), number)

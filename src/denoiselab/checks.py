@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import logging
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from denoiselab import speed
+from denoiselab.arguments import kinds, need, spelled
 from denoiselab.denoiser import Denoiser
 from denoiselab.diagnostics.base import Diagnostic
-from denoiselab.errors import UserError, one_line
+from denoiselab.errors import UserError, nearest, one_line
 from denoiselab.metrics.base import Metric
 from denoiselab.models import Autoencoder
 
@@ -30,6 +33,8 @@ def check(parts: Parts) -> None:
     """
     config, before = parts.config, {"data", *parts.__dict__}
     check_trainer(config)
+    for group in ("model", "loss"):  # are asked about before they are made
+        check_arguments(group, config[group])
     _one_of(config, "init_weights", ("ema", "raw"))
     _one_of(config, "init_mismatch", ("refuse", "allow"))
     check_evaluation(config)
@@ -46,6 +51,8 @@ def check(parts: Parts) -> None:
         _ = parts.guidance
         check_pure_noise(parts)
         check_sampler(parts, parts.denoiser)
+    check_arguments("optimizer", config["optimizer"])
+    check_optimizer(config["optimizer"])
     parts.make("optimizer", params=[torch.nn.Parameter(torch.zeros(2, 2))])
     parts.make("lr_schedule")
     parts.make("ema", model=parts.denoiser)
@@ -70,14 +77,72 @@ def without_weights(parts: Parts) -> Any:
         return parts.network()
 
 
+def check_arguments(where: str, node: Any) -> None:
+    """A node's ``_target_`` exists, and it and the nodes in it give what their constructors take.
+
+    Raises:
+        UserError: naming the option, with the nearest name or the kind of value that is needed.
+    """
+    from hydra.utils import get_object
+
+    from denoiselab.experiment import SHARED
+
+    if isinstance(node, list):
+        for i, one in enumerate(node):
+            check_arguments(f"{where}[{i}]", one)
+    if not isinstance(node, dict):
+        return
+    if "_target_" in node:
+        target = node["_target_"]
+        quiet = logging.getLogger("hydra.utils")
+        quiet.disabled = True  # it would say the same, in lines of its own
+        try:
+            made = get_object(target)
+        except (ImportError, ValueError, TypeError) as error:
+            raise UserError(f"{where}._target_={target}: {one_line(error)}") from error
+        finally:
+            quiet.disabled = False
+        known, more = kinds(made) if callable(made) else ({}, True)
+        for key, value in node.items():
+            if key.startswith("_") or (key not in known and more):
+                continue
+            said = f"{where}.{key}={spelled(value)}"
+            if key not in known:
+                raise UserError(f"{said}: no option {key!r} here; {nearest(key, [*known.keys() - SHARED])}")
+            if wanted := need(known[key], value):
+                raise UserError(f"{said}: need {wanted}")
+    for key, value in node.items():
+        check_arguments(f"{where}.{key}", value)
+
+
+def check_optimizer(node: dict[str, Any]) -> None:
+    """The numbers that every optimizer of PyTorch's calls by these names."""
+    for name, most in (("lr", math.inf), ("eps", math.inf), ("weight_decay", math.inf), ("momentum", 1.0)):
+        value = node.get(name, 0.0)
+        if isinstance(value, int | float) and not 0 <= value < most:
+            raise UserError(f"optimizer.{name}={value}: need a number {'>= 0' if most > 1 else 'in [0, 1)'}")
+    betas = node.get("betas", ())
+    if not all(0 <= beta < 1 for beta in betas):
+        raise UserError(f"optimizer.betas={betas}: need numbers in [0, 1), such as [0.9, 0.99]")
+
+
 def check_trainer(config: dict[str, Any]) -> None:
     """The trainer's own values."""
-    for name in ("max_steps", "accumulate", "log_every", "checkpoint_every"):
-        if config["trainer"][name] < 1:
-            raise UserError(f"trainer.{name}={config['trainer'][name]}: need at least 1")
+    for name in ("max_steps", "accumulate", "log_every", "checkpoint_every", "nodes", "threads"):
+        value = config["trainer"][name]
+        if value is not None and value < 1:
+            raise UserError(f"trainer.{name}={value}: need at least 1{', or null' if name == 'threads' else ''}")
+    devices = config["trainer"]["devices"]
+    numbers = devices if isinstance(devices, list) and devices else [devices]
+    least = 0 if isinstance(devices, list) else 1
+    if devices != "auto" and not all(isinstance(number, int) and number >= least for number in numbers):
+        raise UserError(f"trainer.devices={devices}: need a number >= 1, a list of the GPUs' numbers, or auto")
     clip = config["trainer"]["gradient_clip"]
     if clip is not None and not clip > 0:
         raise UserError(f"trainer.gradient_clip={clip}: need a number > 0, or null for none")
+    hang = config["trainer"]["hang_seconds"]
+    if not hang > 0:
+        raise UserError(f"trainer.hang_seconds={hang}: need a number > 0, or .inf for never")
     stopping = config["early_stopping"]
     for name in ("patience", "every"):
         if stopping[name] is not None and not (isinstance(stopping[name], int) and stopping[name] >= 1):

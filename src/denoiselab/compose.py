@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import itertools
 import json
 import os
@@ -14,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from denoiselab.errors import UserError
+from denoiselab.confidential import refuse_secrets
+from denoiselab.errors import UserError, nearest
 from denoiselab.files import write_text
+from denoiselab.values import NAMED, check_nodes, check_value
 
 JOBS = ".jobs"
 """The folder of composed configurations that processes are started from: beside the runs, or in the run measured."""
@@ -61,12 +62,7 @@ def compose(app: str, overrides: Sequence[str], config_dir: Path | None = None) 
         UserError: an unknown group, option or key, or a value of another type than the default's; in one line, with
             the nearest valid names.
     """
-    import yaml
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.errors import HydraException
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
     search = []
     if config_dir is not None:
@@ -85,26 +81,19 @@ def compose(app: str, overrides: Sequence[str], config_dir: Path | None = None) 
         if override.key_or_group in known:
             _check_choice(line, override, known)
 
-    def composed(lines: Sequence[str]) -> Any:
-        try:
-            with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-                return hydra_compose(app, [*search, *lines], return_hydra_config=True)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(_first_line(error)) from None
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark
-            where = f"{mark.name}, line {mark.line + 1}" if mark else "an option file"
-            raise UserError(f"{where}: not YAML ({error.problem})") from None
-
-    chosen = composed(groups)
+    chosen = _composed(app, *search, *groups)
     choices = {k: v for k, v in OmegaConf.to_container(chosen.hydra.runtime.choices).items() if k in known}  # type: ignore[union-attr]
     chosen = _without_hydra(chosen)
     plain = OmegaConf.to_container(chosen, resolve=False)
     for line, override in parsed:
         if override.key_or_group not in known:
-            _check_value(line, override, plain, [*known])
+            check_value(line, override, plain, [*known])
     values = len(groups) < len(overrides)
-    config = _without_hydra(composed(overrides)) if values else chosen  # composing takes long
+    config = _without_hydra(_composed(app, *search, *overrides)) if values else chosen  # composing takes long
+    if config_dir is not None or any("@" in line for line in groups):
+        base = OmegaConf.to_container(_without_hydra(_composed(app, *search)), resolve=False)
+        check_nodes(OmegaConf.to_container(config, resolve=False), base)
+    refuse_secrets(OmegaConf.to_container(config, resolve=False))
     _list_axes(config)
     return Composed(config, choices, list(overrides), config_dir)
 
@@ -191,16 +180,23 @@ def read_job(file: Path) -> Composed:
     from omegaconf import OmegaConf
 
     try:
-        folder = file.parent.stat()
-        if folder.st_uid != os.getuid() or folder.st_mode & 0o022:
-            raise UserError(f"--job {file}: others can write to its folder; need one that is yours alone (chmod 700)")
-        content = json.loads(file.read_text())
+        path = file.resolve(strict=True)  # where it lies, whatever links lead there
+        for place in (path, path.parent):
+            if place.stat().st_uid != os.getuid() or place.stat().st_mode & 0o022:
+                raise UserError(f"--job {file}: others can write to {place}; need one that is yours alone (chmod 700)")
+        if not path.is_file():
+            raise UserError(f"--job {file}: no file")
+        content = json.loads(path.read_text())
         config = OmegaConf.create(content["config"])
+        if not (
+            isinstance(content["config"], str) and OmegaConf.is_dict(config) and isinstance(content["choices"], dict)
+        ):
+            raise TypeError("no configuration is in it")
         config_dir = content["config_dir"] and Path(content["config_dir"])
-        found = Composed(config, content["choices"], content["overrides"], config_dir)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, UserError):
-            raise
+        found = Composed(config, content["choices"], [*map(str, content["overrides"])], config_dir)
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file makes json and yaml raise nearly any type
         raise UserError(f"--job {file}: no job that can be read ({_first_line(error)})") from None
     if config_dir and str(config_dir) not in sys.path:
         sys.path.insert(0, str(config_dir))
@@ -261,27 +257,24 @@ def read_yaml(text: str, source: str) -> dict[str, Any]:
     """A configuration written by to_yaml, as plain containers; interpolations stay unresolved text.
 
     Raises:
-        UserError: it is not YAML, not a mapping, or larger than 1 MB.
+        UserError: it is not YAML, not a mapping, larger than 1 MB, or repeats parts of itself by reference, by which a
+            few lines can stand for any amount of memory.
     """
     import yaml
 
     if len(text) > 1_000_000:
         raise UserError(f"{source}: a configuration of {len(text)} bytes; 1 MB is the most")
     try:
+        if "&" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise UserError(f"{source}: refers to parts of itself (*name), which no configuration of a run does")
         found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except UserError:
+        raise
+    except Exception as error:  # a damaged text makes yaml raise nearly any type
         raise UserError(f"{source}: not YAML ({_first_line(error)})") from None
     if not isinstance(found, dict):
         raise UserError(f"{source}: not a configuration")
     return found
-
-
-def nearest(name: str, valid: Sequence[str], what: str = "known") -> str:
-    """The end of an error: the nearest valid name and the choice."""
-    valid = sorted(option for option in valid if not option.startswith("_"))
-    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return f"{hint}{what}: {', '.join(valid) or 'none'}"
 
 
 def _parse(overrides: Sequence[str]) -> list[tuple[str, Any]]:
@@ -308,51 +301,39 @@ def _refuse_shadows(config_dir: Path) -> None:
 
 def _check_choice(line: str, override: Any, known: dict[str, list[str]]) -> None:
     group, value = override.key_or_group, override.value()
+    if isinstance(value, list) and group not in NAMED:
+        raise UserError(
+            f"{line}: need one; {nearest(str(value[0]) if value else '', known[group], f'{group} is one of')}"
+        )
+    if (override.is_add() or override.is_force_add()) and "@" not in line:
+        raise UserError(f"{line}: a command's groups are there already; leave out the +, as in {line.lstrip('+')}")
     for choice in value if isinstance(value, list) else [value]:
         if not isinstance(choice, str | int) or str(choice) not in known[group]:
             which = f"no option {choice!r} here; " if isinstance(value, list) else ""
             raise UserError(f"{line}: {which}{nearest(str(choice), known[group], f'{group} is one of')}")
 
 
-def _check_value(line: str, override: Any, base: Any, top: Sequence[str]) -> None:
-    """The key exists and the new value is of its default's type."""
-    *path, last = override.key_or_group.split(".")
-    node = base
-    for part in [*path, last]:
-        if not isinstance(node, dict) or part not in node:
-            parent_is_open = isinstance(node, dict) and "_target_" in node and part == last
-            if parent_is_open and (override.is_add() or override.is_force_add()):
-                return  # one more constructor argument; the class says whether it knows it
-            names: list[str] = (
-                list(dict.fromkeys([*node, *(top if node is base else [])])) if isinstance(node, dict) else []
-            )
-            raise UserError(f"{line}: no option {part!r} here; {nearest(part, [n for n in names if n != '_target_'])}")
-        node = node[part]
-    if override.is_delete():
-        return
-    value = override.value()
-    need = _type_mismatch(node, value)
-    if need:
-        raise UserError(f"{line}: need {need}, as in {override.key_or_group}={json.dumps(node)}")
+def _composed(app: str, *lines: str) -> Any:
+    """What Hydra makes of conf/APP.yaml and overrides, its own settings among it."""
+    import yaml
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
 
-
-def _type_mismatch(default: Any, value: Any) -> str | None:
-    """What kind of value is needed, if the given one is of another kind than the default."""
-    if default is None or (isinstance(default, str) and ("${" in default or default == "???")):
-        return None
-    if isinstance(default, bool):
-        return None if isinstance(value, bool) else "true or false"
-    if isinstance(value, str) and value.startswith("${"):
-        return None
-    if isinstance(default, int):
-        return None if value is None or (isinstance(value, int) and not isinstance(value, bool)) else "a whole number"
-    if isinstance(default, float):
-        return None if value is None or (isinstance(value, int | float) and not isinstance(value, bool)) else "a number"
-    if isinstance(default, list):
-        return None if isinstance(value, list) else "a list"
-    if isinstance(default, dict):
-        return None if isinstance(value, dict) else "a mapping"
-    return None
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return hydra_compose(app, [*lines], return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        other = f" `denoiselab {app} --help` lists this command's groups" if "Could not override" in str(error) else ""
+        raise UserError(_first_line(error) + other) from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"{mark.name}, line {mark.line + 1}" if mark else "an option file"
+        raise UserError(f"{where}: not YAML ({error.problem})") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        where = f"{error.name}: " if isinstance(error, yaml.reader.ReaderError) else "an option file: "
+        raise UserError(f"{where}not YAML ({_first_line(error)})") from None
 
 
 def _list_axes(config: Any) -> None:

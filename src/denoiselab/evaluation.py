@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -19,11 +18,11 @@ from denoiselab.data.base import Samples
 from denoiselab.denoiser import Reconstructor, reconstructed
 from denoiselab.errors import NonFiniteLoss, UserError
 from denoiselab.experiment import Parts
-from denoiselab.files import write_text
+from denoiselab.files import write_atomic, write_text
 from denoiselab.metrics.base import Measurement, Metric
 from denoiselab.metrics.loss_by_t import held_out_losses
 from denoiselab.pictures import enlargements, pairs, panels, tiles
-from denoiselab.progress import Progress
+from denoiselab.progress import Progress, say
 from denoiselab.run import Run
 from denoiselab.run_folder import digest, versions
 
@@ -68,13 +67,13 @@ def evaluate(run: Run, parts: Parts, rerun: bool = False, choices: Mapping[str, 
     folder = folder_of(run, parts)
     file = folder / RESULT
     if not rerun and file.is_file():
-        _tell(f"already evaluated: {folder}")
+        say(f"already evaluated: {folder}")
         return folder
 
     metrics, held_out = parts.metrics, parts.data.held_out  # asked for before sampling: a set may have no samples
     if n > len(held_out) and (run.made_of or not run.denoiser.generates):
         n = len(held_out)
-        _tell(f"measuring {n} samples, one of each held-out one")
+        say(f"measuring {n} samples, one of each held-out one")
         _check_enough(metrics, n)
     started = time.perf_counter()
     made = sample(run, parts, n, seed) if run.denoiser.generates else reconstruct(run, parts, n)
@@ -102,12 +101,11 @@ def evaluate(run: Run, parts: Parts, rerun: bool = False, choices: Mapping[str, 
         "buckets": buckets,
         "seconds": round(time.perf_counter() - started, 2),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    made.picture.save(folder / "samples.png")
+    write_atomic(folder / "samples.png", lambda out: made.picture.save(out, "png"))
     write_text(file, json.dumps(result, indent=2) + "\n")
     for record in records:
-        _tell(describe(record))
-    _tell(f"evaluation: {folder}")
+        say(describe(record))
+    say(f"evaluation of the {run.weights} weights of step {run.step}: {folder}")
     return folder
 
 
@@ -208,7 +206,3 @@ def _held_out_loss(run: Run, held_out: Samples, buckets: dict[str, Any]) -> Meas
             "n_real": len(held_out),
         },
     )
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from denoiselab import checks, trust
+from denoiselab.arguments import LARGEST, spelled
 from denoiselab.compose import Composed, compose, plain
 from denoiselab.conditioning import Drop
 from denoiselab.data.base import Data
@@ -53,7 +54,10 @@ def resolve(composed: Composed) -> dict[str, Any]:
         if not epochs > 0:
             raise UserError(f"trainer.epochs={epochs}: need a number > 0")
         data = Parts(config).data
-        composed.config.trainer.max_steps = math.ceil(epochs * len(data.train) / data.batch_size)
+        steps = epochs * len(data.train) / data.batch_size
+        if steps > LARGEST:
+            raise UserError(f"trainer.epochs={epochs}: more steps than can be counted")
+        composed.config.trainer.max_steps = math.ceil(steps)
         config = plain(composed)
     return config
 
@@ -97,6 +101,10 @@ class Parts:
         from hydra.utils import instantiate
 
         node = self.config[group] if node is None else node
+        trust.check_look_ups(node, group)
+        if not isinstance(node, dict) or "_target_" not in node:
+            raise UserError(f"{group}={spelled(node)}: need a mapping with _target_")
+        checks.check_arguments(group, node)
         try:
             made = instantiate(node, _convert_="all")
             if isinstance(made, partial):
@@ -267,7 +275,7 @@ class Parts:
     @cached_property
     def metrics(self) -> dict[str, Metric]:
         """By name; each checked against the data."""
-        made = {name: self.make("metrics", node) for name, node in self.config["metrics"].items() if node}
+        made = {name: self.make(f"metrics.{name}", node) for name, node in self.config["metrics"].items() if node}
         checks.check_metrics(self, made)
         return made
 

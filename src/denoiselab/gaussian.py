@@ -86,7 +86,12 @@ def point_before(schedule: Schedule, t: Tensor, points: int) -> tuple[Tensor, Te
         schedule: any.
         t: times of points; between points, the step to t has the same length.
         points: T >= 2, the schedule's own where it has one.
+
+    Raises:
+        ValueError: there are fewer points.
     """
+    if points < 2:
+        raise ValueError(f"points={points}: need at least 2, between which there is a step")
     step = 1 / (points - 1)
     t = t.double()
     return torch.minimum((t - step).clamp_min(schedule.earliest), t), t < step / 2

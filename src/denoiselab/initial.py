@@ -19,7 +19,7 @@ def initial(config: dict[str, Any], schedule: Schedule) -> Path:
     if config["init_mismatch"] != "allow":
         differing = {
             "schedule": (content["fingerprint"], schedule.fingerprint),
-            "target": (content["identity"]["target"]["_target_"], config["target"]["_target_"]),
+            "target": (_class(content["identity"].get("target")), config["target"]["_target_"]),
         }
         for what, (theirs, ours) in differing.items():
             if theirs != ours:
@@ -28,6 +28,11 @@ def initial(config: dict[str, Any], schedule: Schedule) -> Path:
                     "that is meant"
                 )
     return file
+
+
+def _class(node: Any) -> Any:
+    """The class that a node names, if it is one."""
+    return node.get("_target_") if isinstance(node, dict) else None
 
 
 def start_from(module: Diffusion, file: Path, config: dict[str, Any]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from denoiselab.content import by_content
 from denoiselab.diagnostics.base import Diagnostic, Finding
 from denoiselab.diagnostics.subject import Subject
 from denoiselab.evaluation import describe
+from denoiselab.progress import say
 from denoiselab.run_folder import digest
 
 
@@ -53,16 +53,12 @@ def inspect_once(name: str, diagnostic: Diagnostic, node: dict[str, Any], subjec
     """The folder of a finding, made unless it exists; what was found is said on stderr."""
     folder = folder_of(name, node, subject)
     if not rerun and (folder / "finding.json").is_file():
-        _tell(f"{name}: already looked at: {folder}")
+        say(f"{name}: already looked at: {folder}")
         return folder
     kept = inspect(diagnostic, subject, folder)
     for record in kept.finding.records:
-        _tell(describe(record))
+        say(describe(record))
     for alarm in kept.finding.alarms:
-        _tell(f"  ! {name}: {alarm}")
-    _tell(f"{name}: {folder}")
+        say(f"  ! {name}: {alarm}")
+    say(f"{name}: {folder}")
     return folder
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,8 @@ class Asked:
             for name in self.looks:
                 inspect_once(name, self.parts.diagnostics[name], config["diagnostics"][name], subject, config["rerun"])
         except Exception as error:
-            write_text(folder / FAILED, json.dumps({"error": f"{type(error).__name__}: {one_line(error)}"}) + "\n")
+            with suppress(OSError):  # a full disk, which the error itself may be of
+                write_text(folder / FAILED, json.dumps({"error": f"{type(error).__name__}: {one_line(error)}"}) + "\n")
             raise
         (folder / FAILED).unlink(missing_ok=True)
         return folder

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -16,7 +16,7 @@ from denoiselab import sharding, speed
 from denoiselab.conditioning import Drop
 from denoiselab.data.base import Batch, Data
 from denoiselab.data.codec import Codec
-from denoiselab.data.loader import Loader
+from denoiselab.data.loader import Loader, begin
 from denoiselab.data.stream import Stream
 from denoiselab.denoiser import Denoiser
 from denoiselab.ema import EMA
@@ -35,19 +35,39 @@ class Clock:
 
     def __init__(self, evaluating: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
         self.started, self.paused_for = time.perf_counter(), 0.0
-        self.evaluating = evaluating
+        self.evaluating, self.busy = evaluating, False
 
     def seconds(self) -> float:
         return time.perf_counter() - self.started - self.paused_for
 
     @contextmanager
+    def occupied(self) -> Iterator[None]:
+        """While something is done that is no training and may take long, for which other ranks wait."""
+        before, self.busy = self.busy, True
+        try:
+            yield
+        finally:
+            self.busy = before
+
+    @contextmanager
     def paused(self) -> Iterator[None]:
         begin = time.perf_counter()
         try:
-            with self.evaluating():
+            with self.occupied(), self.evaluating():
                 yield
         finally:
             self.paused_for += time.perf_counter() - begin
+
+
+class Bad(NamedTuple):
+    """The first step at which something was not finite, or the present one where all was; on the device."""
+
+    step: Tensor
+    """From 1; -1 if there was none."""
+    norm: Tensor
+    """Of its gradient."""
+    samples: Tensor
+    """Time, loss and id of each of this rank's, (n, 3)."""
 
 
 class Diffusion(pl.LightningModule):
@@ -92,9 +112,12 @@ class Diffusion(pl.LightningModule):
         self.compiled, self.recomputed, self.configured = compiled, recomputed, False
         self.clock = Clock(self._evaluating)
         self.stepped, self.micro = False, 0
+        self.told: Callable[[], bool] = lambda: False  # whether the run was told to stop
+        self.owed: list[str] = []  # evaluations that were left since it was
         self.seen: list[tuple[Tensor, ...]] = []  # what the micro-batches of this step tell those who learn from them
         self.gradient_norm: Tensor | None = None
-        self.bad_step: Tensor | None = None
+        self.watched: list[Tensor] = []  # times, losses and ids of the micro-batches of this step
+        self.bad: Bad | None = None
 
     def configure_model(self) -> None:
         """Prepare the network for training, once: the averages are copies already, and stay as they are."""
@@ -150,19 +173,28 @@ class Diffusion(pl.LightningModule):
         t, w = self.timesteps(len(x_0), self.schedule, self.place())  # (B,), (B,)
         t = t.to(torch.promote_types(x_0.dtype, torch.float32)).view(-1, *[1] * (x_0.ndim - 1))
         losses, parts = self.loss(self.denoiser, self.schedule, x_0, torch.randn_like(x_0), t, **cond)
-        loss = (w * losses).mean()
-        self._watch(loss)
+        weighted = w * losses
+        loss = weighted.mean()
+        told = (parts.get("t", t.flatten()), weighted.detach(), batch["id"])
+        self.watched.append(torch.stack([value.double() for value in told], 1))
         if self.timesteps.learns or self.schedule.learns:
             self.seen.append((parts.get("t", t.flatten()), losses.detach(), parts["mse"]))
         self.micro += 1
         return {"loss": loss, "t": parts.get("t", t.flatten()), "parts": parts, "dropped": dropped}
 
-    def _watch(self, value: Tensor) -> None:
-        """Remember, on the device, the first step at which the loss or the gradient was not finite."""
-        if self.bad_step is None:
-            self.bad_step = torch.full((), -1, device=value.device)
-        fine = value.detach().isfinite() | (self.bad_step >= 0)
-        self.bad_step = torch.where(fine, self.bad_step, self.global_step + 1)
+    def _watch(self, norm: Tensor) -> None:
+        """Remember, on the device, the first step at which a loss or the gradient was not finite on any rank."""
+        samples = torch.cat(self.watched)
+        self.watched.clear()
+        # A scaler meets gradients that are not finite on purpose, and skips their steps.
+        gradient = torch.ones_like(norm, dtype=torch.bool) if self.trainer.precision == "16-mixed" else norm.isfinite()
+        ill = (~(gradient & samples[:, 1].mean().isfinite())).double()
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(ill, op=torch.distributed.ReduceOp.MAX)
+        now = Bad(torch.where(ill > 0, self.global_step + 1, -1), norm.double(), samples)
+        before = self.bad or Bad(torch.full_like(now.step, -1), now.norm, samples)
+        seen = before.step >= 0
+        self.bad = Bad(*(torch.where(seen, old, new) for old, new in zip(before, now, strict=True)))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -187,8 +219,7 @@ class Diffusion(pl.LightningModule):
             scaler.unscale_(optimizer)  # a fused optimizer would do it in its step, and the scaled norm be clipped
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.gradient_norm = sharding.full(nn.utils.clip_grad_norm_(parameters, self.gradient_clip))
-        if self.trainer.precision != "16-mixed":  # whose scaler meets infinities on purpose and skips them
-            self._watch(self.gradient_norm)
+        self._watch(self.gradient_norm)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(parameter_groups(self))
@@ -241,6 +272,7 @@ class Feed(pl.LightningDataModule):
             num_workers=self.data.workers,
             persistent_workers=self.data.workers > 0,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=begin,
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from denoiselab.archive import examine
 from denoiselab.checkpoint import RECORD, REQUIRED
 from denoiselab.checks import without_weights
 from denoiselab.exchange import ours
@@ -44,6 +45,8 @@ def _newest(path: Path) -> tuple[Path, dict[str, Any]] | None:
     best = path / "checkpoints" / "best.ckpt"
     files = [path] if not path.is_dir() else [best] if best.is_file() else sorted(path.glob("checkpoints/*.ckpt"))
     try:
+        for file in files:
+            examine(file)
         found = [(file, torch.load(file, map_location="cpu", weights_only=True, mmap=True)) for file in files]
         usable = all(map(_usable, (content for _, content in found)))
     except Exception:  # a damaged file makes torch raise nearly any type

@@ -12,13 +12,15 @@ from denoiselab.files import write_text
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a last line torn by a crash is left out."""
+    """The rows of a metrics.jsonl, each of a step; a last line torn by a crash is left out, and what else is none."""
     found = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
         try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            found.append(row)
     return found
 
 

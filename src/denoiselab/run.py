@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from denoiselab import checkpoint, trust
 from denoiselab.checks import check_evaluates, check_sampler
@@ -20,7 +20,9 @@ from denoiselab.drawing import drawn
 from denoiselab.errors import CheckpointError, UserError
 from denoiselab.exchange import ours
 from denoiselab.experiment import Parts
+from denoiselab.fitting import PREFIX, check_size, fit, load_weights, under
 from denoiselab.loss import Loss
+from denoiselab.progress import say
 
 BATCH = 256
 """Samples per network call. Sample i has the same noise whatever the batch, and the same bits where batches are
@@ -30,8 +32,6 @@ OF_TRAINING = ("callbacks", "diagnostics", "logger", "launcher", "sweeper")
 """Groups that a run which is only loaded makes nothing of."""
 
 DEVICES = ("auto", "cpu", "cuda")
-
-PREFIX = {"ema": "ema.model.", "raw": "denoiser."}
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -46,7 +46,7 @@ def find_checkpoint(path: str | Path) -> Path:
         folder = path / "checkpoints"
         if (folder / "best.ckpt").is_file():
             return folder / "best.ckpt"
-        newest = checkpoint.newest(folder, warn=lambda line: print(f"warning: {line}"))
+        newest = checkpoint.newest(folder, warn=lambda line: say(f"warning: {line}"))
         if newest is None:
             raise CheckpointError(f"{path}: no good checkpoint in {folder}")
         return newest[0]
@@ -101,12 +101,17 @@ def load(path: str | Path, weights: str = "ema") -> Run:
     """
     if weights not in PREFIX:
         raise UserError(f"weights={weights}: need ema or raw")
-    if ours.is_export(Path(path)):
-        file, content = Path(path), ours.read(Path(path), PREFIX)
-        return Run.of(parts_of(content, file, content["denoiselab"]["config"]), content, weights, file, file)
-    file = find_checkpoint(path)
-    content = checkpoint.load(file)
-    return Run.of(parts_of(content, file), content, weights, file, folder_of(file))
+    file = Path(path) if ours.is_export(Path(path)) else find_checkpoint(path)
+    exported = file.is_dir()
+    content = ours.read(file, PREFIX) if exported else checkpoint.load(file)
+    try:
+        parts = parts_of(content, file, content["denoiselab"]["config"] if exported else None)
+        check_size(parts, content["state_dict"], file)
+        return Run.of(parts, content, weights, file, file if exported else folder_of(file))
+    except UserError as error:
+        if str(file) in str(error):
+            raise
+        raise CheckpointError(f"{file}: {error}") from None  # of a part, which knows its option alone
 
 
 def parts_of(content: dict[str, Any], file: Path, config: dict[str, Any] | None = None) -> Parts:
@@ -120,6 +125,7 @@ def parts_of(content: dict[str, Any], file: Path, config: dict[str, Any] | None 
         config = read_yaml(content["denoiselab"]["config"], f"{file} (config)")
     interface = content["denoiselab"]["interface"]
     config = {group: node for group, node in config.items() if group not in OF_TRAINING}
+    trust.check_record(content["denoiselab"], config, str(file))
     trust.check(config, str(file))
     trust.check(interface, str(file))
     return Parts(config, interface=interface)
@@ -136,26 +142,6 @@ def frozen(ckpt: str, weights: str = "ema") -> Denoiser:
         return load(ckpt, weights).denoiser.requires_grad_(False)
     except CheckpointError as error:
         raise CheckpointError(f"ckpt={error}") from None
-
-
-def load_weights(denoiser: Denoiser, state: dict[str, Tensor], weights: str, source: Path) -> None:
-    """Load a denoiser's EMA or raw weights out of a checkpoint's state, strictly."""
-    if not _under(PREFIX[weights], state):
-        raise CheckpointError(f"{source}: holds no {weights} weights")
-    _load(denoiser, PREFIX[weights], state, source)
-
-
-def _under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-
-
-def _load(module: nn.Module, prefix: str, state: dict[str, Tensor], source: Path) -> None:
-    shapes_only = any(parameter.is_meta for parameter in module.parameters())
-    try:
-        module.load_state_dict(_under(prefix, state), assign=shapes_only)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{source}: weights do not fit ({prefix}*): {reason}") from None
 
 
 def folder_of(file: Path) -> Path:
@@ -204,13 +190,13 @@ class Run:
         """
         state, record = content["state_dict"], content["denoiselab"]
         load_weights(parts.denoiser, state, weights, file)
-        _load(parts.schedule, "schedule.", state, file)
+        fit(parts.schedule, "schedule.", state, file)
         if parts.schedule.fingerprint != record["fingerprint"]:
             raise CheckpointError(
                 f"{file}: was trained along {record['fingerprint']}, its configuration gives "
                 f"{parts.schedule.fingerprint}"
             )
-        return cls(parts, parts.denoiser, content["global_step"], weights, folder, record, _under("loss.", state))
+        return cls(parts, parts.denoiser, content["global_step"], weights, folder, record, under("loss.", state))
 
     @cached_property
     def loss(self) -> Loss:

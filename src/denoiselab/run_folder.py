@@ -9,6 +9,9 @@ import os
 import platform
 import socket
 import subprocess
+import sys
+import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -31,6 +34,10 @@ PACKAGES = (
     "numpy",
     "scikit-learn",
 )
+
+
+BEAT, GONE = 20.0, 600.0
+"""Seconds between signs of life of whoever holds a run, and after the last until it counts as gone."""
 
 
 def digest(content: Any) -> str:
@@ -94,12 +101,13 @@ class RunFolder:
 
     def __init__(self, path: Path, identity: dict[str, Any]):
         self.path, self.identity = path, identity
-        self.started = time.time()
+        self.started, self.mine = time.time(), ""
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run; one process at a time. Locks of dead processes on this host are taken over, and those of SLURM
-        jobs that have ended or were requeued since.
+        """Hold the run; one process at a time. Taken over are locks of dead processes on this host, of SLURM jobs that
+        have ended or were requeued since, and of hosts that gave no sign of life for ten minutes. Who finds its lock
+        taken over, since it stood still for so long, ends at once with status 75.
 
         Raises:
             RunHeld: another process holds it.
@@ -107,22 +115,44 @@ class RunFolder:
         self.started = time.time()
         self.path.mkdir(parents=True, exist_ok=True, mode=0o750)
         lock = self.path / "run.lock"
-        mine = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "slurm": queue.mine()})
+        self.mine = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "slurm": queue.mine()})
         while True:
             try:
                 descriptor = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o640)
             except FileExistsError:
                 self._take_over(lock)
             else:
-                with os.fdopen(descriptor, "w") as file:
-                    file.write(mine)
+                try:
+                    with os.fdopen(descriptor, "w") as file:
+                        file.write(self.mine)
+                except OSError as error:  # a full disk: a lock that names nobody would keep others waiting
+                    lock.unlink(missing_ok=True)
+                    raise OSError(error.errno, error.strerror, str(lock)) from error
                 break
+        over = threading.Event()
+        threading.Thread(target=self._beat, args=(lock, over), daemon=True, name="run-lock").start()
         try:
             yield
         finally:
-            with suppress(OSError):
-                if lock.read_text() == mine:  # and not that of one that was told to take it over
-                    lock.unlink(missing_ok=True)
+            over.set()
+            self.release()
+
+    def _beat(self, lock: Path, over: threading.Event) -> None:
+        """Say that this process holds the run, or find that it does not any more."""
+        while not over.wait(BEAT):
+            with suppress(OSError):  # a file system that is away for a while
+                holder = lock.read_text()
+                if holder and holder != self.mine and not over.is_set():
+                    print(f"denoiselab: {self.path}: taken over by {holder}; this process ends", file=sys.stderr)
+                    os._exit(RunHeld.status)
+                os.utime(lock)
+
+    def release(self) -> None:
+        """Let go of the run."""
+        lock = self.path / "run.lock"
+        with suppress(OSError):
+            if lock.read_text() == self.mine:  # and not that of one that was told to take it over
+                lock.unlink(missing_ok=True)
 
     def _take_over(self, lock: Path) -> None:
         """Remove the lock of a dead process, or say who holds it."""
@@ -133,10 +163,12 @@ class RunFolder:
             return
 
     def _judge(self, lock: Path, file: IO[str]) -> None:
-        age = time.time() - os.fstat(file.fileno()).st_mtime
+        age = _clock(lock.parent) - os.fstat(file.fileno()).st_mtime
         try:
             holder = json.loads(file.read())
-        except json.JSONDecodeError:  # being written this moment, or torn by a crash
+            if not isinstance(holder, dict):
+                raise ValueError
+        except (ValueError, RecursionError):  # being written this moment, or torn by a crash
             holder = {}
             if age < 5:
                 time.sleep(0.1)
@@ -146,10 +178,10 @@ class RunFolder:
             return
         if holder.get("host") == socket.gethostname() and alive(holder.get("pid", -1)):
             raise RunHeld(f"{self.path}: process {holder['pid']} on {holder['host']} works on this run")
-        if holder.get("host") not in (None, socket.gethostname()):
+        if holder.get("host") not in (None, socket.gethostname()) and age < GONE:
             raise RunHeld(
-                f"{self.path}: held by process {holder.get('pid')} on {holder['host']} since {age:.0f} s; if that is "
-                f"gone, remove {lock}"
+                f"{self.path}: process {holder.get('pid')} on {holder['host']} works on this run, and gave a sign of "
+                f"life {max(0, age):.0f} s ago; after {GONE:.0f} s without one the run is free"
             )
         _remove(lock, file)
 
@@ -166,17 +198,16 @@ class RunFolder:
         write_text(self.path / "record.json", json.dumps(made, indent=2) + "\n")
 
     def revision(self) -> str | None:
-        """The git revision that record.json names."""
-        file = self.path / "record.json"
-        return json.loads(file.read_text())["git"] if file.is_file() else None
+        """The git revision that record.json names; None if it names none, or cannot be read."""
+        found = _object(self.path / "record.json").get("git")
+        return found if isinstance(found, str) else None
 
     def read_status(self) -> dict[str, Any]:
-        """status.json; empty if there is none, or none that can be read."""
-        try:
-            found = json.loads((self.path / "status.json").read_text())
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+        """status.json; what is of another kind than ``status`` writes is left out."""
+        kinds = {"state": str, "step": int, "max_steps": int, "evaluated": list, "evaluation": str, "error": str}
+        found = _object(self.path / "status.json")
+        found = {name: value for name, value in found.items() if isinstance(value, kinds.get(name, object))}
+        return {**found, "evaluated": [one for one in found.get("evaluated", []) if isinstance(one, str)]}
 
     def status(
         self,
@@ -222,6 +253,15 @@ class RunFolder:
         return self.path.rename(aside)
 
 
+def _object(path: Path) -> dict[str, Any]:
+    """A file's JSON object; empty if there is none that can be read."""
+    try:
+        found = json.loads(path.read_text(errors="replace"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def _remove(lock: Path, file: IO[str]) -> None:
     """Remove a lock, unless it is another's by now: of several processes that found it left behind, the first removes
     it and makes its own, which the others must not remove.
@@ -237,12 +277,20 @@ def _remove(lock: Path, file: IO[str]) -> None:
             lock.unlink()
 
 
-def alive(pid: int) -> bool:
-    """Whether a process of this machine is there."""
+def _clock(folder: Path) -> float:
+    """Now, by the clock of a folder's file system, which is what its files' times are of."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return os.fstat(file.fileno()).st_mtime
+
+
+def alive(pid: Any) -> bool:
+    """Whether a process of this machine is there; what is no number of a process is none."""
+    if not (isinstance(pid, int) and pid > 0):
+        return False
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True
-    return pid > 0
+    return True

@@ -52,6 +52,11 @@ def whole(module: nn.Module) -> Iterator[None]:
             part.set_reshard_after_forward(True, recurse=False)
 
 
+def own(tensor: Tensor) -> Tensor:
+    """This rank's piece of a tensor; all of it where it is whole."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def full(tensor: Tensor) -> Tensor:
     """A tensor with all its pieces, on every device; all ranks must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

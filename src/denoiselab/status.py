@@ -12,6 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from denoiselab.errors import printable
+from denoiselab.launcher.base import LOG
 from denoiselab.launcher.queue import SUFFIX, Seen, Submission, ask, read_submission
 from denoiselab.report.runs import DEPTH, find, finite
 from denoiselab.run_folder import alive
@@ -39,6 +41,8 @@ class Standing:
     left: float | None
     """Seconds, of a run that goes on."""
     error: str = ""
+    log: Path | None = None
+    """What it said, of one that failed or died, where a launcher kept that."""
 
     @property
     def cells(self) -> list[str]:
@@ -104,19 +108,22 @@ def standing(run: Path, root: Path, job: tuple[Submission, Seen | None] | None =
         rate=rate if state == "running" else None,
         left=left,
         error=error,
+        log=_log(run, job[0] if job else None) if state in ("failed", "died") else None,
     )
 
 
 def table(found: list[Standing]) -> str:
     """Rows under a head, the errors of those that failed, and how many are in which state."""
-    rows = [HEAD, *(one.cells for one in found)]
+    rows = [HEAD, *([printable(cell) for cell in one.cells] for one in found)]
     widths = [max(len(row[k]) for row in rows) for k in range(len(HEAD))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     for number in range(len(found), 0, -1):
+        if log := found[number - 1].log:
+            lines.insert(number + 1, f"  log: {printable(str(log))}")
         if found[number - 1].error:
-            lines.insert(number + 1, f"  {found[number - 1].error}")
+            lines.insert(number + 1, f"  {printable(found[number - 1].error)}")
     states = Counter(one.state for one in found)
-    return "\n".join([*lines, ", ".join(f"{count} {state}" for state, count in sorted(states.items()))])
+    return "\n".join([*lines, ", ".join(f"{count} {printable(state)}" for state, count in sorted(states.items()))])
 
 
 def duration(seconds: float) -> str:
@@ -143,19 +150,29 @@ def _at(submission: Submission, job: Seen | None, state: str, error: str) -> tup
     return (state, error) if state in ("done", "failed") else ("running", "")
 
 
+def _log(run: Path, submission: Submission | None) -> Path | None:
+    """The newest of a run's logs."""
+    jobs = run.parent / ".jobs"
+    found = [*jobs.glob(f"{run.name}-*{LOG}")]
+    if submission and submission.job.replace("_", "").isdigit():
+        found += jobs.glob(f"slurm/{submission.job}_0_log.out")
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
 def _still(run: Path, status: dict[str, Any]) -> str:
     """Whether a run that says it is running is."""
     if status.get("host") == socket.gethostname():
         pid = status.get("pid")
         return "running" if isinstance(pid, int) and alive(pid) else "died"
     files = [path for path in (run / "metrics.jsonl", run / "status.json") if path.is_file()]
-    return "running" if time.time() - max(path.stat().st_mtime for path in files) < SILENT else "silent"
+    newest = max((path.stat().st_mtime for path in files), default=0.0)
+    return "running" if time.time() - newest < SILENT else "silent"
 
 
 def _since(started: Any) -> float | None:
     try:
         return max(time.time() - datetime.fromisoformat(str(started)).timestamp(), 1e-9)
-    except ValueError:
+    except (ValueError, OverflowError, OSError):  # a time that no clock shows
         return None
 
 

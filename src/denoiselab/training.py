@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,17 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from denoiselab import checkpoint, lint, trainer
-from denoiselab.callbacks import Checkpoints, EarlyStopping, Inspection, ProgressBar, TrainingMetrics
+from denoiselab.callbacks import Checkpoints, EarlyStopping, Inspection, ProgressBar, RankWatch, TrainingMetrics
 from denoiselab.checks import check, check_used, without_weights
 from denoiselab.compose import JOBS, Composed, read_yaml, to_yaml, write_job
 from denoiselab.content import by_content
 from denoiselab.data.base import Data
 from denoiselab.denoiser import Denoiser
 from denoiselab.diagnostics import Diagnostic, Subject
-from denoiselab.errors import CheckpointError, UserError
-from denoiselab.evaluation import address, evaluate
+from denoiselab.errors import CheckpointError, UserError, one_line
+from denoiselab.evaluation import RESULT, address, evaluate
 from denoiselab.experiment import Parts, identity, resolve
-from denoiselab.files import write_text
+from denoiselab.files import remove_leftovers, write_text
 from denoiselab.initial import initial, start_from
 from denoiselab.inspection import Kept, folder_of, inspect
 from denoiselab.launcher import Task
@@ -33,6 +32,7 @@ from denoiselab.loggers import JsonLines, evaluated, finishing
 from denoiselab.loggers.facts import Facts, looked_up
 from denoiselab.module import Diffusion, Feed
 from denoiselab.progress import say
+from denoiselab.ranks import Ranks
 from denoiselab.rng import mix
 from denoiselab.run import Run, devices_of, find_checkpoint
 from denoiselab.run_folder import RunFolder, digest, slug
@@ -175,18 +175,25 @@ class Job:
         steps, trained = self.config["trainer"]["max_steps"], False
         with self.folder.locked(), finishing(self.loggers):
             try:
+                for folder in (self.path, self.path / "checkpoints", self.path / "pictures"):
+                    remove_leftovers(folder)
                 self.fit()
+                checkpoint.settle(self.path / "checkpoints")
                 trained = True
                 self._evaluate()
             except BaseException as error:
                 state = "preempted" if hasattr(error, "signum") else "failed"
-                text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                text = f"{type(error).__name__}: {one_line(error)}"
                 # An evaluation that fails says nothing of the run's others, made or not.
                 of = (self._evaluated(), self.evaluation_address) if trained else ([], None)
-                self.folder.status(state, self.step, steps, text, *of)
+                with suppress(OSError):  # a full disk, which the error itself may be of
+                    if report := getattr(error, "report", None):
+                        write_text(self.path / "crash.json", json.dumps(report, indent=2) + "\n")
+                    self.folder.status(state, self.step, steps, text, *of)
                 raise
-            evaluated = {*self._evaluated(), self.evaluation_address}
-            self.folder.status("done", self.step, steps, evaluated=sorted(evaluated))
+            if not self.finished:  # before, too: then nothing was done, and what is said of it stands
+                evaluated = {*self._evaluated(), self.evaluation_address}
+                self.folder.status("done", self.step, steps, evaluated=sorted(evaluated))
         print(self.folder.path, flush=True)  # alone on stdout, for scripts: run=$(denoiselab train ...)
 
     def fit(self) -> None:
@@ -232,7 +239,14 @@ class Job:
         loggers = self._loggers(parts)
         metrics = TrainingMetrics(trainer_config["log_every"])
         saving = Checkpoints(path, record, trainer_config["checkpoint_every"])
+
+        def failed(why: str) -> None:
+            self.folder.status("failed", made.global_step, steps, why)
+            self.folder.release()
+
+        ranks = Ranks(rank_zero_only.rank or 0, failed if self.rank_zero else lambda why: None)
         callbacks = [
+            RankWatch(path, ranks, trainer_config["hang_seconds"]),
             metrics,
             *self._optional(parts, record),
             ProgressBar(metrics),
@@ -242,19 +256,12 @@ class Job:
         if self.rank_zero:
             self._announce(module, parts)
         made = self.make_trainer(callbacks, loggers)
-        # Lightning starts ranks by this process's command line; and what it leaves in the environment must not make the
-        # next job of this process wait for ranks that somebody else would start.
-        arguments = sys.argv
-        if self.world > 1 and self.rank_zero:
-            sys.argv = [arguments[0], "train", "--job", str(self._written())]
-        environment = dict(os.environ)
+        # Written before other ranks start, which read it.
+        command = ["train", "--job", str(self._written())] if self.world > 1 and self.rank_zero else []
         try:
-            made.fit(
-                module,
-                datamodule=Feed(parts.data, config["seed"], self.step),
-                ckpt_path=resume,
-                weights_only=True,
-            )
+            with ranks.training(made, command):
+                feed = Feed(parts.data, config["seed"], self.step)
+                made.fit(module, datamodule=feed, ckpt_path=resume, weights_only=True)
         except Exception as error:
             if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 reason = " ".join(str(error).split())[:200]
@@ -264,9 +271,6 @@ class Job:
             if self.rank_zero:
                 _tell_skipped(parts.data, path)
             self.step = max(self.step, made.global_step)
-            sys.argv = arguments
-            os.environ.clear()
-            os.environ.update(environment)
             if torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
 
@@ -378,7 +382,8 @@ class Job:
         run = Run.of(parts, content, config["evaluation"]["weights"], file, self.folder.path)
         device = "cpu" if config["trainer"]["accelerator"] == "cpu" else "auto"
         run.to(*devices_of(device, config["trainer"]["devices"]))
-        before, trained = {*self.path.glob("evaluations/*")}, bool(self.loggers)
+        before = {file.parent for file in self.path.glob(f"evaluations/*/{RESULT}")}
+        trained = bool(self.loggers)
         made = evaluate(run, parts, rerun=False, choices=self.composed.choices)
         evaluated(self._loggers(parts), made, new=trained or made not in before)
 

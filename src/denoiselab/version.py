@@ -7,3 +7,6 @@ NUMERICS_VERSION = 3
 
 CHECKPOINT_VERSION = 1
 """The layout of a checkpoint file; a reader refuses files newer than itself."""
+
+OLDEST_NUMERICS = 3
+"""The first whose weights have the names of today; checkpoints of older ones need the revision that made them."""

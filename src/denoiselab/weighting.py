@@ -319,11 +319,11 @@ def points_of(schedule: Schedule) -> int:
 
 
 def positive(name: str, value: float, example: float) -> float:
-    """The value, if it is > 0.
+    """The value, if it is > 0 and of a size that can be squared.
 
     Raises:
         ValueError: in one line.
     """
-    if not value > 0:
-        raise ValueError(f"{name}={value}: need a number > 0, such as {example:g}")
+    if not 1e-100 <= value <= 1e100:  # so that its square and one over it are numbers too
+        raise ValueError(f"{name}={value}: need a number > 0, such as {example:g}, between 1e-100 and 1e100")
     return value

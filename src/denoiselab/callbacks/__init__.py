@@ -7,6 +7,7 @@ from denoiselab.callbacks.early_stopping import EarlyStopping
 from denoiselab.callbacks.inspection import Inspection
 from denoiselab.callbacks.metrics import TrainingMetrics
 from denoiselab.callbacks.progress import ProgressBar
+from denoiselab.callbacks.ranks import RankWatch
 from denoiselab.callbacks.reconstructions import Reconstructions
 from denoiselab.callbacks.samples import SampleGrid
 from denoiselab.callbacks.throughput import Throughput
@@ -19,6 +20,7 @@ __all__ = [
     "LossBuckets",
     "Periodic",
     "ProgressBar",
+    "RankWatch",
     "Reconstructions",
     "SampleGrid",
     "Throughput",

@@ -7,7 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor
 
-from denoiselab.callbacks.base import Evaluation, log
+from denoiselab.callbacks.base import Evaluation, log, of_all_ranks, own_of
 from denoiselab.data.base import Data
 from denoiselab.metrics.loss_by_t import Buckets, held_out_losses
 from denoiselab.module import Diffusion
@@ -48,7 +48,6 @@ class LossBuckets(Evaluation):
             return Buckets.of(trainer.strategy.reduce(buckets.sums, reduce_op="sum"))
 
         values: dict[str, Any] = reduced(self.train).row("buckets/train")
-        self.train = Buckets(self.train.count)
         place = {"rank": trainer.global_rank, "world": trainer.world_size}
         for name, denoiser in {"val": module.ema.model, "val_raw": module.denoiser}.items():
             held_out, total = held_out_losses(
@@ -64,10 +63,12 @@ class LossBuckets(Evaluation):
             total = trainer.strategy.reduce(total, reduce_op="sum")
             values |= reduced(held_out).row(f"buckets/{name}")
             values["val/loss" if name == "val" else "val/loss_raw"] = float(total[0] / total[1])
+        self.train = Buckets(self.train.count)
         log(trainer, values)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"train": self.train.sums}
+        return {"train": of_all_ranks(self.train.sums)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.train = Buckets.of(state_dict["train"])
+        sums = state_dict["train"]
+        self.train = Buckets.of(own_of(sums if sums.ndim == 3 else sums[None]))  # older runs kept rank 0's alone

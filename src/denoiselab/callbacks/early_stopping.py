@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,6 +11,7 @@ from denoiselab.callbacks.checkpoints import Checkpoints
 from denoiselab.data.base import Samples
 from denoiselab.metrics.loss_by_t import held_out_losses
 from denoiselab.module import Diffusion
+from denoiselab.progress import say
 
 
 class EarlyStopping(Evaluation):
@@ -27,6 +27,8 @@ class EarlyStopping(Evaluation):
         patience: measurements, >= 1.
         every: optimizer steps between them.
     """
+
+    can_wait = False
 
     def __init__(self, held_out: Samples, saving: Checkpoints, patience: int, every: int = 500):
         super().__init__(every)
@@ -60,10 +62,9 @@ class EarlyStopping(Evaluation):
             self.stopped = trainer.should_stop = True
             self.saving.run(trainer, module)
             if trainer.is_global_zero:
-                print(
+                say(
                     f"stopped at step {trainer.global_step}: the held-out loss was best at step {self.best_step} "
-                    f"({self.best:.4g}) and not since; best.ckpt has those weights",
-                    file=sys.stderr,
+                    f"({self.best:.4g}) and not since; best.ckpt has those weights"
                 )
 
     def state_dict(self) -> dict[str, Any]:

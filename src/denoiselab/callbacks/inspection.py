@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 
@@ -11,9 +10,10 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from denoiselab.callbacks.base import Evaluation, log, send, send_table
 from denoiselab.diagnostics.base import Diagnostic
-from denoiselab.errors import UserError
+from denoiselab.errors import UserError, one_line
 from denoiselab.inspection import Kept
 from denoiselab.module import Diffusion
+from denoiselab.progress import say
 
 
 class OutOfTime(Exception):
@@ -34,6 +34,8 @@ class Inspection(Evaluation):
         inspect: looks at a module with this progress (``Subject``'s), and keeps what was found.
     """
 
+    alone = True
+
     def __init__(
         self,
         name: str,
@@ -43,6 +45,10 @@ class Inspection(Evaluation):
         super().__init__(diagnostic.every)
         self.name, self.share, self.inspect = name, diagnostic.share, inspect
         self.spent, self.need, self.left_out = 0.0, 0.0, 0
+
+    @property
+    def key(self) -> str:
+        return self.name
 
     @rank_zero_only
     def run(self, trainer: pl.Trainer, module: Diffusion) -> None:
@@ -69,9 +75,9 @@ class Inspection(Evaluation):
             self.spent, self.need = self.spent + took, 2 * took
             self._say_left_out(trainer, f"it was cut after {took:.2g} s, and {self._budget(left)}")
             return
-        except UserError as error:  # training goes on, though it cannot be looked at
+        except (UserError, OSError) as error:  # training goes on, though it cannot be looked at, or a file not written
             self.spent += time.perf_counter() - began
-            self._say_left_out(trainer, str(error))
+            self._say_left_out(trainer, one_line(error))
             return
         finally:
             module.train(was_training)
@@ -83,7 +89,7 @@ class Inspection(Evaluation):
         send(trainer, self.name, kept.picture)
         send_table(trainer, self.name, kept.finding.table)
         for alarm in kept.finding.alarms:
-            print(f"! {self.name}, step {trainer.global_step}: {alarm}", file=sys.stderr, flush=True)
+            say(f"! {self.name}, step {trainer.global_step}: {alarm}")
 
     def _budget(self, left: float) -> str:
         percent = f"{100 * (self.share or 0):g}%"
@@ -95,4 +101,4 @@ class Inspection(Evaluation):
     def _say_left_out(self, trainer: pl.Trainer, why: str) -> None:
         self.left_out += 1
         log(trainer, {f"diagnostics/{self.name}/left_out": self.left_out})
-        print(f"{self.name}: left out at step {trainer.global_step}: {why}", file=sys.stderr, flush=True)
+        say(f"{self.name}: left out at step {trainer.global_step}: {why}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Any
 
@@ -12,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from denoiselab import progress
-from denoiselab.callbacks.base import Periodic, log
-from denoiselab.errors import NonFiniteLoss
+from denoiselab.callbacks.base import Periodic, log, of_all_ranks, own_of
+from denoiselab.callbacks.finite import stop_if_not_finite
 from denoiselab.module import Diffusion
 
 
@@ -22,8 +21,7 @@ class TrainingMetrics(Periodic):
     train/null_share, the share of samples since the last row whose condition was dropped, where any can be. The first
     row also has speed/launch_seconds: what starting took, from the process's beginning to the end of its first step.
 
-    Sums are kept on the device; a row costs one read. A loss that is not finite ends the run here, and before every
-    checkpoint, so that none is ever saved.
+    Sums are kept on the device; a row costs one read. A loss that is not finite ends the run before it is in a row.
 
     Args:
         every: optimizer steps between rows.
@@ -43,7 +41,7 @@ class TrainingMetrics(Periodic):
         if progress.began is not None:
             self.launch, progress.began = time.time() - progress.began, None
             if trainer.is_global_zero:
-                print(f"first step {self.launch:.1f} s after the process began", file=sys.stderr, flush=True)
+                progress.say(f"first step {self.launch:.1f} s after the process began")
         outputs = args[0]
         loss, dropped = outputs["loss"].detach().double(), outputs["dropped"]
         one, none = torch.ones_like(loss), torch.zeros_like(loss)
@@ -71,18 +69,10 @@ class TrainingMetrics(Periodic):
         log(trainer, values)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"sums": self.sums}
+        return {"sums": None if self.sums is None else of_all_ranks(self.sums)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         sums = state_dict["sums"]
-        self.sums = None if sums is None else F.pad(sums, (0, 5 - len(sums)))  # older runs kept three
-
-
-def stop_if_not_finite(module: Diffusion) -> None:
-    """Raise NonFiniteLoss if any step so far had a loss or a gradient that is not a number (one device read)."""
-    if module.bad_step is not None and (step := int(module.bad_step)) >= 0:
-        lr = module.trainer.optimizers[0].param_groups[0]["lr"]
-        raise NonFiniteLoss(
-            f"non-finite loss or gradient at step {step} (lr {lr:.3g}); "
-            "no checkpoint was made since; try a lower optimizer.lr or trainer.gradient_clip=1"
-        )
+        if sums is not None:
+            sums = own_of(sums if sums.ndim == 2 else sums[None])  # older runs kept rank 0's alone, and three of them
+            self.sums = F.pad(sums, (0, 5 - len(sums)))

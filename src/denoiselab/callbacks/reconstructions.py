@@ -26,6 +26,7 @@ class Reconstructions(Evaluation):
     """
 
     generates = False
+    alone = True
 
     MEASURED = 512
 

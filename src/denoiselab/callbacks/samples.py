@@ -33,6 +33,7 @@ class SampleGrid(Evaluation):
     """
 
     generates = True
+    alone = True
 
     def __init__(
         self,

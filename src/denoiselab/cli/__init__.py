@@ -8,8 +8,8 @@ import signal
 import sys
 from pathlib import Path
 
-from denoiselab.errors import UserError
-from denoiselab.progress import note_begin
+from denoiselab.errors import UserError, foreseen, one_line
+from denoiselab.progress import note_begin, say
 from denoiselab.version import __version__
 
 COMMANDS = {
@@ -44,7 +44,7 @@ commands:
 
 def main(argv: list[str] | None = None) -> None:
     """Run a command and exit with its status: 0 done, 1 a run failed, 2 a mistake in the command, 3 non-finite
-    loss, 74 cannot save, 75 the run is held by another process, 128+n ended by signal n."""
+    loss, 74 a file cannot be read or written, 75 the run is held by another process, 128+n ended by signal n."""
     note_begin()
     arguments = sys.argv[1:] if argv is None else argv
     sys.exit(run(arguments))
@@ -60,15 +60,16 @@ def run(arguments: list[str]) -> int:
         return 0
     command, rest = arguments[0], arguments[1:]
     if command not in COMMANDS:
-        from denoiselab.compose import nearest
+        from denoiselab.errors import nearest
 
         print(
             f"denoiselab: {command}: no such command; {nearest(command, list(COMMANDS), 'commands')}",
             file=sys.stderr,
         )
         return 2
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        if number in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
     try:
         module = {"import": "import_"}.get(command, command.replace("-", "_"))
         return importlib.import_module(f"denoiselab.cli.{module}").main(rest)
@@ -76,10 +77,9 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except BaseException as error:
-        status = getattr(error, "status", None)
-        if not isinstance(status, int):
+        if (status := foreseen(error)) is None:
             raise
-        print(f"denoiselab {command}: {' '.join(str(error).split())}", file=sys.stderr)
+        say(f"denoiselab {command}: {one_line(error)}")
         return status
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from denoiselab.cli import parse
 from denoiselab.cli.summary import columns
-from denoiselab.compose import compose, nearest, plain
-from denoiselab.errors import UserError
+from denoiselab.compose import compose, plain
+from denoiselab.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from denoiselab.bench.record import Record

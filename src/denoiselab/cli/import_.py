@@ -92,6 +92,7 @@ def from_export(folder: Path, chosen: dict[str, str]) -> Imported:
 
     content = ours.read(folder, {"ema": "", "raw": ""})
     facts, state = content["denoiselab"], content["state_dict"]
+    trust.check_record(facts, facts["config"], str(folder))
     trust.check(facts["config"], str(folder))
     trust.check(facts["interface"], str(folder))
     learned = {key: state.pop(key) for key in list(state) if not key.startswith("net.")}

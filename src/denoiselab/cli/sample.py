@@ -35,6 +35,7 @@ def main(arguments: list[str]) -> int:
     import numpy as np
 
     from denoiselab.evaluation import picture
+    from denoiselab.files import write_atomic
     from denoiselab.pictures import as_image
     from denoiselab.run import device_of, load
 
@@ -47,13 +48,15 @@ def main(arguments: list[str]) -> int:
     rows = len(next(iter(cond.values()))) if cond else n or N
     samples, _ = run.draw(parts, cond, range(rows), config["seed"])
     folder = Path(config["output"]) if config["output"] else run.folder / "samples"
-    folder.mkdir(parents=True, exist_ok=True)
     columns = 0 if config["label"] is not None else run.parts.num_classes
-    picture(samples, cond, columns, real, len(names) or rows).save(folder / "samples.png")
-    np.save(folder / "samples.npy", samples.numpy())
-    for i, sample in enumerate(samples if names else ()):
-        as_image(sample).save(folder / f"{i:04d}_{names[i % len(names)]}.png")
-    print(f"{folder / 'samples.png'}", file=sys.stderr)
+    made = {"samples.png": picture(samples, cond, columns, real, len(names) or rows)}
+    made |= {
+        f"{i:04d}_{names[i % len(names)]}.png": as_image(sample) for i, sample in enumerate(samples if names else ())
+    }
+    for name, image in made.items():
+        write_atomic(folder / name, lambda file, image=image: image.save(file, "png"))
+    write_atomic(folder / "samples.npy", lambda file: np.save(file, samples.numpy()))
+    print(f"{rows} samples of the {run.weights} weights of step {run.step}: {folder / 'samples.png'}", file=sys.stderr)
     return 0
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from denoiselab.cli import parse
 from denoiselab.cli.train import run_all
-from denoiselab.compose import nearest, option, options
-from denoiselab.errors import UserError
+from denoiselab.compose import option, options
+from denoiselab.errors import UserError, nearest
 from denoiselab.study import axes_of, composed, study_of
 
 ABOUT = """Make the runs that a question needs, then the report that answers it. A study is an option file (conf/study/,

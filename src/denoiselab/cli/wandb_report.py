@@ -7,8 +7,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from denoiselab.compose import nearest, option
-from denoiselab.errors import UserError
+from denoiselab.compose import option
+from denoiselab.errors import UserError, nearest
 
 USAGE = """usage: denoiselab wandb-report RUN_OR_FOLDER [project=denoiselab] [entity=ENTITY] [output=FILE.json]
 

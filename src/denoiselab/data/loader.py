@@ -14,6 +14,18 @@ PATIENCE = 2.0
 """Seconds that a process may take to be seen dead after its pipe broke."""
 
 
+OUTLIVED = 30
+"""Seconds for which a process that is told to stop still serves the one that started it, which saves meanwhile."""
+
+
+def begin(number: int) -> None:
+    """What a loader process does first. A scheduler tells every process of a job to stop, and so does Ctrl-C in a
+    terminal: the training process is to finish its step and save, for which it needs the others."""
+    for signum in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(signum, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(OUTLIVED))
+
+
 class LoaderDied(RuntimeError):
     """A loader process ended without being asked to."""
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from denoiselab.archive import check_tensors, examine
 from denoiselab.errors import CheckpointError, UserError
 
 MARK = "export.json"
@@ -59,6 +60,8 @@ def read_tensors(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
+    if path.suffix != ".safetensors":
+        examine(path, frozenset({"argparse.Namespace"}))
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -76,6 +79,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: truncated, or not a file of weights ({reason[:120]})") from None
     if not isinstance(found, dict):
         raise CheckpointError(f"{path}: holds a {type(found).__name__}, not weights by name")
+    check_tensors(found, path)
     return found
 
 
@@ -132,7 +136,8 @@ def refuse_strangers(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output={folder}: a file of this name exists")
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
-    ours = set(map(str, read_object(folder / MARK).get("files", []))) if MARK in there else set()
+    listed = read_object(folder / MARK).get("files") if MARK in there else None
+    ours = set(map(str, listed)) if isinstance(listed, list) else set()
     if stranger := min(there - ours, default=None):
         raise UserError(f"output={folder}: holds {stranger}, which no export wrote; name a new folder")
 

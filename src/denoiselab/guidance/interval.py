@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from denoiselab.arguments import Unbounded
 from denoiselab.denoiser import Outputs
 from denoiselab.guidance.base import DenoiserLike, outputs_of, unguided
 from denoiselab.guidance.cfg import CFG
@@ -53,7 +54,7 @@ class Interval(CFG):
         denoiser: DenoiserLike,
         scale: float = 1.0,
         low: float = 0.0,
-        high: float = float("inf"),
+        high: Unbounded = float("inf"),
         guidance: Callable[[DenoiserLike], DenoiserLike] = unguided,
     ):
         super().__init__(denoiser, scale, guidance)

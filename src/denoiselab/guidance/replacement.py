@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from denoiselab.arguments import Unbounded
 from denoiselab.denoiser import Outputs
 from denoiselab.guidance.base import DenoiserLike, Guidance, outputs_of, unguided
 from denoiselab.guidance.interval import Range
@@ -35,7 +36,7 @@ class Replacement(Guidance):
         self,
         denoiser: DenoiserLike,
         low: float = 0.0,
-        high: float = float("inf"),
+        high: Unbounded = float("inf"),
         guidance: Callable[[DenoiserLike], DenoiserLike] = unguided,
     ):
         super().__init__(denoiser, guidance)

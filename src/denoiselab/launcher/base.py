@@ -12,6 +12,9 @@ from typing import Any, ClassVar, Protocol
 
 from denoiselab.errors import Interrupted, UserError
 
+LOG = ".log"
+"""Of the file with what a task says."""
+
 
 @dataclass(eq=False)
 class Task:
@@ -32,6 +35,11 @@ class Task:
     ranks: int = 1
     nodes: int = 1
     gpus: int | None = 0
+
+    @property
+    def log(self) -> Path | None:
+        """What it says, where it is started from a job file: kept beside that."""
+        return Path(self.arguments[-1]).with_suffix(LOG) if "--job" in self.arguments else None
 
 
 class Source(Protocol):

@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, ClassVar
 
 from denoiselab.errors import UserError
@@ -98,7 +99,8 @@ class Local(Launcher):
             preexec_fn=die_with_parent if sys.platform == "linux" else None,
         )
         prefix = f"[{task.label}] " if self.at_once > 1 else ""
-        streams = [(process.stdout, sys.stdout, ""), (process.stderr, sys.stderr, prefix)]
+        log = task.log
+        streams = [(process.stdout, sys.stdout, "", None), (process.stderr, sys.stderr, prefix, log)]
         pumps = [threading.Thread(target=_pump, args=stream, daemon=True) for stream in streams if stream[0]]
         for pump in pumps:
             pump.start()
@@ -125,11 +127,15 @@ class Local(Launcher):
                 one.process.send_signal(signum)
 
 
-def _pump(source: IO[str], sink: IO[str], prefix: str) -> None:
+def _pump(source: IO[str], sink: IO[str], prefix: str, log: Path | None) -> None:
+    """Hand lines on, and keep them; a disk that is full must not make the run wait for somebody who reads them."""
     with source:
         for line in source:
             sink.write(prefix + line)
             sink.flush()
+            if log is not None:
+                with suppress(OSError), log.open("a") as file:
+                    file.write(line)
 
 
 def kill_group(leader: int) -> None:
@@ -138,8 +144,9 @@ def kill_group(leader: int) -> None:
         os.killpg(leader, signal.SIGKILL)
 
 
-def die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGTERM)
+def die_with_parent(signum: int = signal.SIGTERM) -> None:
+    """Get a signal when the process that started this one ends (on Linux)."""
+    ctypes.CDLL(None).prctl(DEATH_SIGNAL, signum)
 
 
 def _gpus() -> list[str]:

@@ -97,7 +97,7 @@ def mine() -> dict[str, Any] | None:
 def over(start: dict[str, Any] | None) -> bool:
     """Whether a start of a job, as ``mine`` gave it then, is known to be over: the same job was started since, or SLURM
     says that it has ended."""
-    if start is None:
+    if not (isinstance(start, dict) and isinstance(start.get("job"), str) and isinstance(start.get("restart"), int)):
         return False
     now = mine()
     if now is not None and now["job"] == start["job"]:
@@ -134,6 +134,9 @@ SUFFIX = ".slurm"
 def read_submission(file: Path) -> Submission | None:
     """None where there is none, or none that can be read."""
     try:
-        return Submission(**json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError):
+        found = Submission(**json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
+    words = all(isinstance(word, str) for word in (found.run, found.token, found.job))
+    own = words and Path(found.run).name == found.run != ".."  # a folder beside it, and nowhere else
+    return found if own and isinstance(found.index, int) else None

@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from PIL import Image
 
+from denoiselab.errors import foreseen
 from denoiselab.loggers.curves import curves, picture
 from denoiselab.loggers.evaluations import Evaluations, evaluations
 from denoiselab.loggers.history import history
@@ -87,8 +88,7 @@ def finishing(loggers: list[Logger]) -> Iterator[None]:
         yield
         status = 0
     except BaseException as error:
-        own = getattr(error, "status", 1)
-        status = own if isinstance(own, int) else 1
+        status = foreseen(error) or 1
         raise
     finally:
         for logger in loggers:
@@ -107,5 +107,7 @@ def evaluated(loggers: Sequence[Logger], made: Path, new: bool) -> None:
     """
     found = evaluations(made)
     for logger in loggers:
-        if (isinstance(logger, JsonLines) and new) or (isinstance(logger, Dashboard) and (new or logger.waiting)):
+        if (isinstance(logger, JsonLines) and (new or logger.lacks(made))) or (
+            isinstance(logger, Dashboard) and (new or logger.waiting)
+        ):
             logger.evaluated(found)

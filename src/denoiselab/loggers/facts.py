@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-SECRET = re.compile(r"api_?key|token|secret|passw|credential", re.IGNORECASE)
-"""In an option's name: its value is kept back."""
-
-ACCOUNT = re.compile(r"(?<=://)[^/\s@]+@")
-"""user:password of an address."""
+from denoiselab.confidential import ACCOUNT, SECRET
 
 HIDDEN = "(kept back)"
 LONGEST = 64

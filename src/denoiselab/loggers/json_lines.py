@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import io
 import json
+import os
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 from denoiselab.files import write_text
 from denoiselab.loggers.evaluations import Evaluations
+from denoiselab.progress import say
 from denoiselab.rows import csv_text, rows, write_csv
 
 
 class JsonLines(Logger):
     """Appends {"step": ..., name: value, ...}; values are numbers or lists of numbers.
+
+    Rows that cannot be written, as on a full disk, wait in memory for the next; no checkpoint is made without them.
 
     Args:
         folder: the run directory.
@@ -27,7 +30,8 @@ class JsonLines(Logger):
         super().__init__()
         self.path = Path(folder) / "metrics.jsonl"
         self.from_step = step
-        self._file: io.TextIOWrapper | None = None
+        self._file: IO[bytes] | None = None
+        self._waiting, self._warned = b"", False
 
     @property
     def name(self) -> str:
@@ -39,18 +43,40 @@ class JsonLines(Logger):
 
     @property
     @rank_zero_experiment
-    def experiment(self) -> io.TextIOWrapper:
-        """The open file."""
+    def experiment(self) -> IO[bytes]:
+        """The open file, without a buffer: what was written is known when a write fails halfway."""
         if self._file is None:
             kept = [row for row in rows(self.path) if row["step"] <= self.from_step]
             write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
-            self._file = self.path.open("a")
+            self._file = self.path.open("ab", buffering=0)
         return self._file
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        self.experiment.write(json.dumps({"step": step, **metrics}) + "\n")
-        self.experiment.flush()
+        self._waiting += (json.dumps({"step": step, **metrics}) + "\n").encode()
+        try:
+            self._write()
+            self._warned = False
+        except OSError as error:
+            if not self._warned:
+                say(f"warning: {self.path}: {error.strerror or error}; rows wait in memory until it can be written")
+            self._warned = True
+
+    def _write(self) -> None:
+        while self._waiting:
+            self._waiting = self._waiting[self.experiment.write(self._waiting) :]
+
+    @rank_zero_only
+    def sync(self) -> None:
+        """Have every row on the disk.
+
+        Raises:
+            OSError: it cannot be, or the file was removed since it was opened.
+        """
+        self._write()
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+            self.path.stat()
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
@@ -60,6 +86,7 @@ class JsonLines(Logger):
     def finalize(self, status: str) -> None:
         """Write metrics.csv, one row per step with the scalar columns."""
         if self._file is not None:
+            self._write()
             self._file.close()
             self._file = None
             write_csv(self.path)
@@ -69,3 +96,10 @@ class JsonLines(Logger):
         """Write what was measured after training to evaluations.csv, and the newest values into metrics.csv."""
         write_csv(self.path, {"step": found.step, **found.values})
         write_text(self.path.with_name("evaluations.csv"), csv_text(found.table))
+
+    def lacks(self, made: Path) -> bool:
+        """Whether an evaluation, in its folder, is newer than evaluations.csv, or that is not there."""
+        table = self.path.with_name("evaluations.csv")
+        return not table.is_file() or table.stat().st_mtime_ns < max(
+            file.stat().st_mtime_ns for file in made.glob("evaluation.json")
+        )

@@ -61,6 +61,9 @@ class EDM2(nn.Module):
         whole = len(multipliers) > 0 and all(isinstance(m, int) and m > 0 for m in multipliers)
         need = f"whole numbers > 0, one per level, with the images' side of {side} divisible by 2^(levels - 1)"
         require("multipliers", list(multipliers), whole and side % 2 ** (len(multipliers) - 1) == 0, need)
+        sides = [side // 2**level for level in range(len(multipliers))]
+        fit = all(a > 0 and math.log2(a / side).is_integer() for a in attention)
+        require("attention", list(attention), fit, f"sides that are {side} times a power of 2; the levels have {sides}")
         require("blocks", blocks, blocks >= 1, "at least 1")
         require("dropout", dropout, 0 <= dropout < 1, "a probability in [0, 1)")
         widths, embedded = [channels * m for m in multipliers], channels * max(multipliers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from typing import Any
 
 import pandas as pd
@@ -11,6 +12,8 @@ from denoiselab.report.arms import Arm, Table
 from denoiselab.report.axes import kind, scale_of
 from denoiselab.report.claims import Answer
 from denoiselab.report.statistics import plain
+
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def frame(table: Table) -> pd.DataFrame:
@@ -31,8 +34,14 @@ def frame(table: Table) -> pd.DataFrame:
             if (found := cell.difference) is not None:
                 row |= {f"{name}_difference": found.mean, f"{name}_difference_ci95": found.half}
                 row |= {f"{name}_difference_seeds": found.n, f"{name}_difference_p_holm": found.adjusted}
-        rows.append(row)
+        rows.append({_inert(name): _inert(value) for name, value in row.items()})
     return pd.DataFrame(rows)
+
+
+def _inert(value: Any) -> Any:
+    """Text that a spreadsheet shows; what begins as a formula would be computed by whoever opens the table."""
+    formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if formula and not NUMBER.fullmatch(value) else value
 
 
 def markdown(table: Table, title: str, summary: str, quoted: str, notes: list[str], answers: list[Answer]) -> str:

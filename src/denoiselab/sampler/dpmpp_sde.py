@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+from denoiselab.arguments import Unbounded
 from denoiselab.sampler.base import Rung, Sampler, Walk
 from denoiselab.sampler.ddim import ancestral, ddim
 from denoiselab.sampler.exponential import Multistep, Rule, constant, linear, midpoint, quadratic_as_published
@@ -32,7 +33,7 @@ class DPMpp2MSDE(Multistep):
     rules = (constant, midpoint)
 
     def __init__(
-        self, spacing: Spacing, steps: int = 20, clip: float | None = None, eta: float = 1.0, reach: float = 2.0
+        self, spacing: Spacing, steps: int = 20, clip: float | None = None, eta: float = 1.0, reach: Unbounded = 2.0
     ):
         super().__init__(spacing, steps, clip, reach)
         if not 0 <= eta < math.inf:

@@ -6,6 +6,7 @@ import math
 
 from torch import Tensor
 
+from denoiselab.arguments import Unbounded
 from denoiselab.sampler.base import Rung, Walk
 from denoiselab.sampler.heun import Heun
 from denoiselab.sampler.spacing import Spacing
@@ -33,7 +34,7 @@ class EDMStochastic(Heun):
         clip: float | None = None,
         s_churn: float = 40.0,
         s_min: float = 0.05,
-        s_max: float = 50.0,
+        s_max: Unbounded = 50.0,
         s_noise: float = 1.0,
     ):
         super().__init__(spacing, steps, clip)

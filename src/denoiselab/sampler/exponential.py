@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from denoiselab.arguments import Unbounded
 from denoiselab.sampler.base import Rung, Sampler, Walk
 from denoiselab.sampler.spacing import Spacing
 
@@ -117,7 +118,7 @@ class Multistep(Sampler):
     few: float = 15
     """Walks of fewer steps end with fewer estimates."""
 
-    def __init__(self, spacing: Spacing, steps: int = 20, clip: float | None = None, reach: float = 2.0):
+    def __init__(self, spacing: Spacing, steps: int = 20, clip: float | None = None, reach: Unbounded = 2.0):
         super().__init__(spacing, steps, clip)
         if not reach > 0:
             raise ValueError(f"reach={reach}: need a number > 0, such as 2, or .inf for no bound")

@@ -22,8 +22,10 @@ class Spacing:
         """float64 times, shape (steps,), on the schedule's device.
 
         Raises:
-            ValueError: where the schedule has fewer distinct points than steps.
+            ValueError: steps < 1, or the schedule has fewer distinct points than steps.
         """
+        if steps < 1:
+            raise ValueError(f"steps={steps}: need at least 1")
         times = self.times(schedule, steps).to(schedule.device).clamp_min(schedule.earliest)
         if not bool((times.diff() < 0).all()):
             limit = f"; take at most {schedule.points} steps" if schedule.points else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from denoiselab.arguments import Unbounded
 from denoiselab.sampler.base import Rung, Walk
 from denoiselab.sampler.exponential import Estimate, Multistep, Rule, constant, exact, midpoint, quadratic
 from denoiselab.sampler.spacing import Spacing
@@ -37,7 +38,9 @@ class UniPC(Multistep):
     rules: tuple[Rule, ...] = (constant, midpoint, quadratic, cubic)
     few = float("inf")
 
-    def __init__(self, spacing: Spacing, steps: int = 20, clip: float | None = None, p: int = 2, reach: float = 2.0):
+    def __init__(
+        self, spacing: Spacing, steps: int = 20, clip: float | None = None, p: int = 2, reach: Unbounded = 2.0
+    ):
         super().__init__(spacing, steps, clip, reach)
         if p not in (1, 2, 3):
             raise ValueError(f"p={p}: need 1, 2 or 3")

@@ -46,7 +46,7 @@ class Importance(Stratified):
     ):
         super().__init__(steps)
         cells = schedule.points or points
-        if cells < 2:
+        if points < 2:
             raise ValueError(f"points={points}: need at least 2, such as 1000")
         if history < 1:
             raise ValueError(f"history={history}: need at least 1, such as 10")

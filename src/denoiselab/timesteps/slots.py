@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from denoiselab.curve import Curve
+from denoiselab.curve import PANELS, Curve
 from denoiselab.schedule import Schedule
 from denoiselab.timesteps.base import histogram_icdf
 from denoiselab.timesteps.uniform import Stratified
@@ -42,6 +42,8 @@ class Cut(Stratified):
         steps: int | None = None,
     ):
         super().__init__(steps)
+        if panel not in PANELS:
+            raise ValueError(f"panel={panel}: need one of {', '.join(PANELS)}")
         if boundaries is None and curve is None:
             raise ValueError(
                 "boundaries=null: slots have no boundaries of their own; give them boundaries=[...] or curve=PATH"
