@@ -78,7 +78,7 @@ def numbers(run: Path) -> dict[tuple[int, str], Any]:
         for name, value in row.items():
             assert (step, name) not in found
             found[step, name] = value
-    return {key: value for key, value in found.items() if not key[1].startswith("speed/")}
+    return {key: value for key, value in found.items() if not ("speed/" in key[1] or key[1].endswith("/seconds"))}
 
 
 def measured(run: Path) -> list[Any]:

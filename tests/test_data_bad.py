@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import sys
 import struct
 import time
 import zlib
@@ -305,11 +306,26 @@ class Deadly(Listed):
         return super().read(index)
 
 
+class DeadlyWithLock(Listed):
+    """Is killed while it asks whether it is to end, which every process does under one lock."""
+
+    def read(self, index):
+        if index == 100:
+            frame = sys._getframe()
+            while "done_event" not in frame.f_locals:
+                frame = frame.f_back
+                assert frame
+            frame.f_locals["done_event"]._cond.acquire()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().read(index)
+
+
 @pytest.mark.faults
-def test_a_killed_loader_process_ends_the_run_at_once(faults):
+@pytest.mark.parametrize("samples", [Deadly, DeadlyWithLock])
+def test_a_killed_loader_process_ends_the_run_at_once(samples, faults):
     before = time.perf_counter()
     with pytest.raises(LoaderDied, match=r"^data: loader process \d+, one of 2, was killed by SIGKILL; memory may"):
-        seen(on_disk(Deadly(set())), 2)
+        seen(on_disk(samples(set())), 2)
     assert LoaderDied.status == 1
     assert time.perf_counter() - before < 10
     faults.injected("call")

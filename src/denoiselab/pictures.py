@@ -83,9 +83,10 @@ def panels(
 
 
 def render(figure: Figure, dpi: int = 130) -> Image.Image:
-    """A figure as a picture."""
+    """A figure as a picture; it is empty then, as figures are cycles, whose memory Python takes back late."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
+    figure.clear()
     return Image.open(io.BytesIO(buffer.getvalue())).convert("RGB")
 
 

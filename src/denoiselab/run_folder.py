@@ -150,9 +150,11 @@ class RunFolder:
     def release(self) -> None:
         """Let go of the run."""
         lock = self.path / "run.lock"
-        with suppress(OSError):
-            if lock.read_text() == self.mine:  # and not that of one that was told to take it over
-                lock.unlink(missing_ok=True)
+        for _ in range(3):  # a stale handle of a network's file system is another one when it is opened again
+            with suppress(OSError):
+                if lock.exists() and lock.read_text() == self.mine:  # and not of one that was told to take it over
+                    lock.unlink(missing_ok=True)
+                return
 
     def _take_over(self, lock: Path) -> None:
         """Remove the lock of a dead process, or say who holds it."""

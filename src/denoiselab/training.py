@@ -70,6 +70,11 @@ class Job:
         self.identity = identity(by_content({**config, "data": parts.data.by_content(config["data"])}), sha)
         self.evaluation_address = address(config)
         self.folder = RunFolder(Path(config["output_dir"]) / config["name"] / slug(self.identity), self.identity)
+        if self.start and file and not file.name.startswith(f"{self.path.name}-"):
+            raise UserError(
+                f"init_from={config['init_from']}: {self.start} was written anew since this run was planned, which would "
+                "make it another run; issue the command again when what it starts from is done"
+            )
         self.rank_zero = rank_zero_only.rank == 0  # Lightning's reading of torchrun's, SLURM's and its own variables
         self._check_batch()
         case = lint.Case(parts, folder=self.folder.path, identity=self.identity)
@@ -238,7 +243,8 @@ class Job:
         }
         loggers = self._loggers(parts)
         metrics = TrainingMetrics(trainer_config["log_every"])
-        saving = Checkpoints(path, record, trainer_config["checkpoint_every"])
+        notice = config["launcher"].get("grace")  # only a scheduler that ends a job gives one
+        saving = Checkpoints(path, record, trainer_config["checkpoint_every"], notice=notice)
 
         def failed(why: str) -> None:
             self.folder.status("failed", made.global_step, steps, why)

@@ -305,6 +305,8 @@ def poisoned(self, *a, **k):
         losses = losses + torch.full_like(losses, float("inf"))
     return losses, parts
 WeightedLoss.forward = poisoned
+from denoiselab.ranks import Ranks
+Ranks.program = (sys.executable, __file__)
 from denoiselab.cli import main
 main(sys.argv[1:])
 """

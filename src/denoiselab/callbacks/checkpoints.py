@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -37,10 +39,20 @@ class Checkpoints(Periodic):
         record: primitives that make the file usable alone: configuration, identity, shapes.
         every: optimizer steps between saves.
         max_failures: saves that may fail in a row before the run ends with status 74.
+        notice: seconds between a scheduler's signal and the end; None where there is none. It is said once if a save
+            and two steps take more than half of it.
     """
 
-    def __init__(self, folder: Path, record: dict[str, Any], every: int = 500, max_failures: int = 3):
+    def __init__(
+        self,
+        folder: Path,
+        record: dict[str, Any],
+        every: int = 500,
+        max_failures: int = 3,
+        notice: float | None = None,
+    ):
         super().__init__(every)
+        self.notice, self.began, self.step_seconds = notice, 0.0, 0.0
         self.folder, self.record, self.max_failures = Path(folder) / "checkpoints", record, max_failures
         self.failures, self.signum = 0, 0
         self.owner = os.getpid()
@@ -73,7 +85,11 @@ class Checkpoints(Periodic):
             os.kill(self.owner, signal.SIGINT)
         self.signum = signum
 
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        self.began = time.perf_counter()
+
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+        self.step_seconds = (time.perf_counter() - self.began) * trainer.accumulate_grad_batches
         if pl_module.stepped and (signum := self._agreed(trainer, pl_module)):
             if trainer.is_global_zero:
                 say(f"saving step {trainer.global_step} before stopping")
@@ -125,10 +141,13 @@ class Checkpoints(Periodic):
         stop_if_weights_are_not_finite(module)
         steps = [self._prepare, lambda trainer: self._write(trainer, name)]
         steps += [self._rotate] if name == checkpoint.NEW else []
+        begin = time.perf_counter()
         with module.clock.occupied():
             error = next((found for act in steps if (found := self._tried(act, trainer, module))), None)
         if error is None:
             self.failures = 0
+            if trainer.is_global_zero:
+                self._compare_with_notice(time.perf_counter() - begin)
             return
         self.failures += 1
         message = (
@@ -141,6 +160,16 @@ class Checkpoints(Periodic):
             raise CannotSave(message) from error
         if trainer.is_global_zero:
             say(f"{message}; training goes on and tries again")
+
+    def _compare_with_notice(self, seconds: float) -> None:
+        """Say once that the time between a scheduler's signal and the end is short for what must be done in it."""
+        need = seconds + 2 * self.step_seconds
+        if self.notice is not None and need > self.notice / 2:
+            say(
+                f"warning: launcher.grace={self.notice:g}: saving took {seconds:.1f} s and a step {self.step_seconds:.1f}"
+                f" s, so a run that is told to stop may not save in time; need at least {math.ceil(2 * need)}"
+            )
+            self.notice = None
 
     def _tried(self, act: Callable[[pl.Trainer], None], trainer: pl.Trainer, module: Diffusion) -> OSError | None:
         """What came of a part of saving that rank 0 does while others wait: its error, or that it had one."""

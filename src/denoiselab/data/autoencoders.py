@@ -146,9 +146,10 @@ def read(folder: Path, expected: str | None = None) -> Frozen:
     config = _config(folder)
     if config.get("format") != FORMAT:
         return of_diffusers(str(folder))
-    try:
-        from safetensors.torch import load_file
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
+    try:
         trust.check(config["model"], str(folder / "config.json"))
         module, _, name = config["model"]["_target_"].rpartition(".")
         arguments = {key: value for key, value in config["model"].items() if not key.startswith("_")}
@@ -157,7 +158,7 @@ def read(folder: Path, expected: str | None = None) -> Frozen:
             raise CheckpointError(f"{folder}: {name} is no autoencoder")
         net = kind(**arguments)
         net.load_state_dict(load_file(folder / OURS))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise
         reason = " ".join(str(error).split())[:160]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 
 PATIENCE = 2.0
 """Seconds that a process may take to be seen dead after its pipe broke."""
@@ -57,9 +58,17 @@ class Loader(DataLoader):
             yield batch
 
     def _stop(self, batches: Any) -> None:
-        """End the processes now: left to the collector of garbage, each takes five seconds."""
+        """End the processes now: left to the collector of garbage, each takes five seconds. PyTorch's own way waits for
+        ever where one was killed that held the lock of the event by which they are told to end."""
         if self.num_workers:
-            batches._shutdown_workers()
+            batches._shutdown = True
+            signal_handling._remove_worker_pids(id(batches))  # whose deaths are no errors from here
+            batches._worker_pids_set = False
+            if hasattr(batches, "_pin_memory_thread"):
+                batches._pin_memory_thread_done_event.set()
+            for worker in batches._workers:
+                worker.kill()
+                worker.join()
             self._iterator = None
 
 

@@ -86,9 +86,11 @@ class JsonLines(Logger):
     def finalize(self, status: str) -> None:
         """Write metrics.csv, one row per step with the scalar columns."""
         if self._file is not None:
-            self._write()
-            self._file.close()
-            self._file = None
+            try:
+                self._write()
+            finally:
+                self._file.close()
+                self._file = None
             write_csv(self.path)
 
     @rank_zero_only
