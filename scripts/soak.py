@@ -41,7 +41,7 @@ SHORT = (
 )
 LONG = (
     *("name=long", "trainer.checkpoint_every=1000", "trainer.log_every=50"),
-    *("callbacks.buckets.every=500", "callbacks.sample_grid.every=5000", "callbacks.guidance_sweep.every=10000"),
+    *("callbacks.buckets.every=500", "callbacks.sample_grid.every=1000", "callbacks.guidance_sweep.every=2000"),
 )
 WARM = 0.2
 """The share of the runs, or of the time, that warms a process up."""

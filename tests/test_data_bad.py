@@ -6,8 +6,8 @@ import io
 import json
 import os
 import signal
-import sys
 import struct
+import sys
 import time
 import zlib
 

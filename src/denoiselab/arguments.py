@@ -10,7 +10,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 Unbounded = Annotated[float, "may be infinite"]
 """A number for which infinity is a choice; any other has to be finite."""
@@ -78,6 +78,8 @@ def said(kind: Any, several: bool = False) -> str:
     origin, of = typing.get_origin(kind), typing.get_args(kind)
     if kind in WORDS:
         return WORDS[kind][several]
+    if origin is Literal:
+        return " or ".join(of)
     if kind == Unbounded:
         return "numbers or inf" if several else "a number or inf"
     if origin in (typing.Union, types.UnionType):
@@ -101,6 +103,8 @@ def _is(kind: Any, value: Any) -> bool:
         return any(_is(one, value) for one in of)
     if kind in (None, type(None)):
         return value is None
+    if origin is Literal:
+        return value in of
     if kind is bool:
         return isinstance(value, bool)
     if kind is int:

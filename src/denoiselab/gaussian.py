@@ -61,11 +61,16 @@ def discretised_gaussian_nll(x: Tensor, mean: Tensor, log_variance: Tensor, bins
         mean, log_variance: of the Gaussian; shapes broadcast against x.
         bins: number of levels, >= 2.
 
+    Raises:
+        ValueError: fewer bins.
+
     >>> levels = torch.linspace(-1, 1, 17).double()
     >>> mass = (-discretised_gaussian_nll(levels, torch.tensor(0.3), torch.tensor(-4.0), bins=17)).exp()
     >>> print(f"{mass.sum():.12f}")
     1.000000000000
     """
+    if bins < 2:
+        raise ValueError(f"bins={bins}: need at least 2")
     half = 1 / (bins - 1)
     precision = (-log_variance / 2).exp()
     lower, upper = (x - half - mean) * precision, (x + half - mean) * precision

@@ -122,8 +122,8 @@ class EDM(Target):
     """
 
     def __init__(self, sigma_data: float = 1.0):
-        if not sigma_data > 0:
-            raise ValueError(f"sigma_data={sigma_data}: need a number > 0")
+        if not 0 < sigma_data < 1e100:
+            raise ValueError(f"sigma_data={sigma_data}: need a number > 0 whose square is finite")
         self.sigma_data = sigma_data
         self.snr_weight = f"SNR + 1/{sigma_data:g}^2"
 

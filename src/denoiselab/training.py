@@ -72,8 +72,8 @@ class Job:
         self.folder = RunFolder(Path(config["output_dir"]) / config["name"] / slug(self.identity), self.identity)
         if self.start and file and not file.name.startswith(f"{self.path.name}-"):
             raise UserError(
-                f"init_from={config['init_from']}: {self.start} was written anew since this run was planned, which would "
-                "make it another run; issue the command again when what it starts from is done"
+                f"init_from={config['init_from']}: {self.start} was written anew since this run was planned, which "
+                "would make it another run; issue the command again when what it starts from is done"
             )
         self.rank_zero = rank_zero_only.rank == 0  # Lightning's reading of torchrun's, SLURM's and its own variables
         self._check_batch()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from denoiselab.arguments import kind_of, need
 from denoiselab.errors import UserError, nearest
@@ -18,7 +18,7 @@ KINDS: dict[str, Any] = {
     **dict.fromkeys(("init_from", "format", "output", "a", "b", "real"), str | None),
     **dict.fromkeys(("ckpt", "encoder", "source"), str),
     "low_res": int | str | None,
-    "trainer.devices": int | str | list[int],
+    "trainer.devices": int | Literal["auto"] | list[int],
     "shape": list[int] | None,
     "part": str | list[str],
     "answers": str | list[str] | None,

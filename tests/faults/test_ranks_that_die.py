@@ -192,7 +192,7 @@ def test_ranks_that_wait_for_one_that_is_busy_are_left_alone(lab: Path, whole: P
 def test_without_the_watch_a_rank_that_hangs_is_waited_for(lab: Path, tmp_path: Path):
     """So it is the watch that ended the others."""
     options, hit = faulty(tmp_path / "run", lab, "sleep", 1)
-    command = Warm(tmp_path / "run", *options, "trainer.hang_seconds=.inf")
+    command = Warm(tmp_path / "run", *options, "trainer.hang_seconds=100000")
     command.when(hit.exists)
     time.sleep(3 * HANG)
     assert command.process.is_alive()

@@ -105,6 +105,8 @@ class KernelPosterior:
             raise ValueError(f"bandwidth={bandwidth}: need a number > 0")
         if most < 1:
             raise ValueError(f"most={most}: need at least 1")
+        if label.is_floating_point():
+            raise ValueError(f"label: need whole numbers, not {label.dtype}")
         found = [(label == k).nonzero()[:, 0] for k in range(int(label.max()) + 1)]
         kept = [evenly(index, most) for index in found]
         self.bandwidth, self.counts = bandwidth, [len(index) for index in kept]
