@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import denoiselab  # isort: skip  # before anything that imports torchvision: see denoiselab._torchvision
 
@@ -16,6 +19,22 @@ import pytest
 import torch
 
 assert denoiselab
+
+OWN = ("localhost", "127.0.0.1", "::1", "0.0.0.0", socket.gethostname())
+
+
+def _no_network(event: str, arguments: tuple[Any, ...]) -> None:
+    """Other machines are not there: a test that passes does so without them. (For this process; what it starts, and
+    what is not Python, is not seen.)"""
+    if event not in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname"):
+        return
+    address = arguments[1] if event == "socket.connect" else arguments
+    host = address[0] if isinstance(address, tuple) else None  # a path, of this machine
+    if host is not None and str(host) not in OWN:
+        raise OSError(errno.ENETUNREACH, f"{event}: tests have no network", str(host))
+
+
+sys.addaudithook(_no_network)
 
 pytest_plugins = ["ledger"]
 

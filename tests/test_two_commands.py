@@ -93,6 +93,18 @@ def test_a_command_leaves_alone_what_jobs_of_another_start_from(tmp_path: Path):
     assert Path(same.arguments[-1]) == first  # so that what was submitted is found again
 
 
+def test_a_job_is_refused_whose_first_weights_are_others_by_now(tmp_path: Path):
+    """It would be another run than the one that was planned, in another folder."""
+    source = job(tmp_path, "trainer.max_steps=1")
+    source.run()
+    planned = job(tmp_path, "seed=1", f"init_from={source.path}")
+    file = Path(planned.task("1/1").arguments[-1])
+    assert Job(read_job(file), file).path == planned.path
+    job(tmp_path, "trainer.max_steps=2").run()
+    with pytest.raises(UserError, match=r"^init_from=.*last\.ckpt was written anew since this run was planned"):
+        Job(read_job(file), file)
+
+
 def test_a_job_with_other_options_is_not_waited_for(tmp_path: Path, monkeypatch):
     for name in ("SLURM_JOB_ID", "SLURM_CONF"):
         monkeypatch.delenv(name, raising=False)

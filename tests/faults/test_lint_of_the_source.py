@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import socket
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -118,3 +119,9 @@ def test_nothing_older_than_its_repair_is_installed_or_allowed(package: str):
     assert numbers(pinned) >= FLOORS[package]
     assert pinned not in COMPROMISED.get(package, ())
     assert version(package) not in COMPROMISED.get(package, ())
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "host.invalid"])
+def test_tests_have_no_network(host: str):
+    with pytest.raises(OSError, match="tests have no network"):
+        socket.create_connection((host, 80), timeout=1)

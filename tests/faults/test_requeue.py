@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -25,8 +26,10 @@ from runs import POINTS, differences, last
 from slurm_stub import Slurm, stubbed
 from test_launcher import until
 from test_status import standing
+from traps import At, Hang
+from warm import Warm
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow]
+pytestmark = pytest.mark.faults
 
 SECONDS = 10.0
 """In which a run has saved after it was told to stop."""
@@ -103,6 +106,19 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[One]:
     return [One(slurm, tmp_path / "root", index) for index in (1, 2)]
 
 
+@pytest.mark.parametrize(("grace", "said"), [(1, 1), (60, 0)])
+def test_a_notice_that_is_short_for_what_must_be_done_in_it_is_told(grace: int, said: int, tmp_path: Path):
+    """Once, though three checkpoints are written."""
+    options = ("trainer.max_steps=6", "trainer.checkpoint_every=2", "launcher=slurm", f"launcher.grace={grace}")
+    slow = At("denoiselab.callbacks.checkpoints:Checkpoints._write", 1, (Hang(0.6),), always=True)
+    run = Warm(tmp_path / "run", "train", *POINTS, *options, traps=[slow])
+    assert run.wait() == 0, run.said
+    lines = [line for line in run.said.splitlines() if "launcher.grace" in line]
+    assert len(lines) == said
+    assert all(re.match(r"warning: launcher\.grace=1: saving took \d+\.\d s, .* need at least \d+$", s) for s in lines)
+
+
+@pytest.mark.slow
 def test_two_that_are_preempted_in_one_directory_go_on_each_from_its_own(jobs: list[One], faults: Faults):
     for one in jobs:
         one.submit()
@@ -131,6 +147,7 @@ def test_two_that_are_preempted_in_one_directory_go_on_each_from_its_own(jobs: l
         one.ends_like_one_that_was_left_alone(faults)
 
 
+@pytest.mark.slow
 def test_a_job_whose_node_is_lost_goes_on_and_its_time_limits_are_counted(jobs: list[One], faults: Faults):
     """No signal before, a lock left behind; then at its limit, once more than it may be."""
     one, _ = jobs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,10 @@ import pytest
 from denoiselab.compose import compose
 from denoiselab.confidential import refuse_secrets
 from denoiselab.errors import UserError
+from denoiselab.launcher import Slurm
+from denoiselab.training import Job
 from runs import POINTS
+from slurm_stub import stubbed
 from warm import Warm
 
 pytestmark = pytest.mark.faults
@@ -71,6 +75,23 @@ def test_no_file_of_a_sweep_a_report_or_an_export_holds_one(own: Path, tmp_path:
     assert [*(lab / "runs").rglob("*.wandb")]
     assert [*(lab / "runs").rglob("*.safetensors")]
     assert holding(tmp_path) == [str(own / "quiet.py")]  # which the test wrote there: the search finds what is there
+
+
+def test_no_file_that_slurm_is_given_holds_one(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The batch script, the pickles and the job's configuration."""
+    for name, value in CANARIES.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    stubbed(tmp_path / "stub", monkeypatch)
+    options = [line for line in POINTS if not line.startswith("callbacks=")]
+    asked = (*options, "callbacks=quiet", "launcher=slurm", "logger=wandb", f"output_dir={tmp_path / 'runs'}")
+    job, launcher = Job(compose("train", [*asked], own), here=False), Slurm()
+    task = job.task("1/1")
+    launcher.check(task)
+    launcher.start([task])
+    for kind in ("*.json", "*.pkl", "*.sh"):
+        assert [*tmp_path.rglob(kind)], kind
+    assert holding(tmp_path) == [str(own / "quiet.py")]
 
 
 PLAIN = {

@@ -166,8 +166,8 @@ class Checkpoints(Periodic):
         need = seconds + 2 * self.step_seconds
         if self.notice is not None and need > self.notice / 2:
             say(
-                f"warning: launcher.grace={self.notice:g}: saving took {seconds:.1f} s, a step {self.step_seconds:.1f} s, so "
-                f"a run that is told to stop may not save in time; need at least {math.ceil(2 * need)}"
+                f"warning: launcher.grace={self.notice:g}: saving took {seconds:.1f} s, a step {self.step_seconds:.1f} "
+                f"s; a run that is told to stop may not save in time; need at least {math.ceil(2 * need)}"
             )
             self.notice = None
 
