@@ -26,6 +26,12 @@ class NonFiniteLoss(RuntimeError):
     """The step and its batch, for crash.json; None where it was not a step's."""
 
 
+class Diverged(RuntimeError):
+    """The loss left where it was, and did not come back."""
+
+    status = 3
+
+
 class CannotSave(RuntimeError):
     """A checkpoint could not be written, or there is no space for one."""
 

@@ -3,6 +3,7 @@
 from denoiselab.callbacks.base import Evaluation, Periodic
 from denoiselab.callbacks.buckets import LossBuckets
 from denoiselab.callbacks.checkpoints import Checkpoints
+from denoiselab.callbacks.divergence import Divergence
 from denoiselab.callbacks.early_stopping import EarlyStopping
 from denoiselab.callbacks.inspection import Inspection
 from denoiselab.callbacks.metrics import TrainingMetrics
@@ -14,6 +15,7 @@ from denoiselab.callbacks.throughput import Throughput
 
 __all__ = [
     "Checkpoints",
+    "Divergence",
     "EarlyStopping",
     "Evaluation",
     "Inspection",

@@ -34,6 +34,8 @@ class TrainingMetrics(Periodic):
         with one."""
         self.latest = float("nan")
         """train/loss of the last row, for the progress bar."""
+        self.mse = float("nan")
+        """train/mse of the last row."""
         self.launch: float | None = None
         """Seconds that starting took, until they are in a row."""
 
@@ -54,10 +56,10 @@ class TrainingMetrics(Periodic):
         stop_if_not_finite(module)
         assert self.sums is not None
         loss, mse, count, dropped, samples = trainer.strategy.reduce(self.sums, reduce_op="sum").tolist()
-        self.sums, self.latest = None, loss / count
+        self.sums, self.latest, self.mse = None, loss / count, mse / count
         values = {
             "train/loss": self.latest,
-            "train/mse": mse / count,
+            "train/mse": self.mse,
             "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
         }
         if samples:
