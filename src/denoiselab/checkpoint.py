@@ -27,6 +27,10 @@ REQUIRED = {"state_dict": dict, "global_step": int, "denoiselab": dict}
 RECORD = {"config": str, "identity": dict, "interface": dict, "choices": dict, "fingerprint": str}
 """What a run says of itself under "denoiselab", beside the version of the layout."""
 
+WHERE_THERE = {"callbacks": dict, "pytorch-lightning_version": str}
+RECORD_WHERE_THERE = {"owed": list}
+"""What a file may lack, but has in no other kind."""
+
 
 IMPORTING = ("hyper_parameters", "hparams_", "datamodule_hyper_parameters", "datamodule_hparams_")
 """What no run of ours writes, and CVE-2026-58659 gets in by."""
@@ -122,6 +126,10 @@ def _check(checkpoint: Any, path: Path) -> None:
     for key, kind in RECORD.items():
         if not isinstance(checkpoint["denoiselab"].get(key), kind):
             raise CheckpointError(f"{path}: says nothing usable of its {key}; it is damaged or was not made by a run")
+    for found, kinds in ((checkpoint, WHERE_THERE), (checkpoint["denoiselab"], RECORD_WHERE_THERE)):
+        for key, kind in kinds.items():
+            if not isinstance(found.get(key, kind()), kind):
+                raise CheckpointError(f"{path}: its {key} is no {kind.__name__}; it is damaged")
     for name, tensor in checkpoint["state_dict"].items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise CheckpointError(f"{path}: {str(name)[:80]!r} is not a tensor")

@@ -23,6 +23,7 @@ from denoiselab.errors import CannotSave, Interrupted
 from denoiselab.loggers import JsonLines
 from denoiselab.module import Diffusion
 from denoiselab.progress import say
+from denoiselab.resuming import check_training_state
 from denoiselab.version import __version__
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -230,6 +231,7 @@ class Checkpoints(Periodic):
         }
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        check_training_state(checkpoint, trainer, pl_module)
         pl_module.owed = [*checkpoint["denoiselab"].get("owed", [])]
         now, before = made_on(trainer, pl_module), checkpoint["denoiselab"].get("made_on")
         changed = [key for key in now if before.get(key) != now[key]] if isinstance(before, dict) else []

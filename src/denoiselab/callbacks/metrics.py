@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from denoiselab import progress
 from denoiselab.callbacks.base import Periodic, log, of_all_ranks, own_of
 from denoiselab.callbacks.finite import stop_if_not_finite
+from denoiselab.errors import CheckpointError
 from denoiselab.module import Diffusion
 
 
@@ -76,5 +77,7 @@ class TrainingMetrics(Periodic):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         sums = state_dict["sums"]
         if sums is not None:
+            if not isinstance(sums, Tensor) or sums.ndim not in (1, 2) or not 3 <= sums.shape[-1] <= 5:
+                raise CheckpointError("callbacks.TrainingMetrics: its sums in the checkpoint are not those of a run")
             sums = own_of(sums if sums.ndim == 2 else sums[None])  # older runs kept rank 0's alone, and three of them
             self.sums = F.pad(sums, (0, 5 - len(sums)))
