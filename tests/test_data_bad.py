@@ -8,6 +8,7 @@ import os
 import signal
 import struct
 import sys
+import threading
 import time
 import zlib
 
@@ -328,6 +329,24 @@ def test_a_killed_loader_process_ends_the_run_at_once(samples, faults):
         seen(on_disk(samples(set())), 2)
     assert LoaderDied.status == 1
     assert time.perf_counter() - before < 10
+    faults.injected("call")
+
+
+@pytest.mark.faults
+def test_a_loader_process_that_is_killed_while_something_else_is_done_is_named_too(faults):
+    """PyTorch's signal handler raises wherever the main thread is."""
+    samples = on_disk(Listed(set()))
+    loader = Loader(samples, batch_sampler=Stream(len(samples), 16, seed=0), collate_fn=same, num_workers=2)
+    next(iter(loader))
+    victim, other = loader.batches._workers
+    threading.Timer(0.2, os.kill, (victim.pid, signal.SIGKILL)).start()
+    with pytest.raises(RuntimeError, match=r"^DataLoader worker") as error:
+        time.sleep(10)
+    said = str(loader.met_elsewhere(error.value))
+    assert said.startswith(f"data: loader process {victim.pid}, one of 2, was killed by SIGKILL")
+    assert loader.met_elsewhere(RuntimeError("of something else")) is None
+    loader.end()
+    assert not other.is_alive()
     faults.injected("call")
 
 

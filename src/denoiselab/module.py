@@ -251,6 +251,7 @@ class Feed(pl.LightningDataModule):
     def __init__(self, data: Data, seed: int, start: int = 0):
         super().__init__()
         self.data, self.seed, self.start = data, seed, start
+        self.loader: Loader | None = None
 
     def train_dataloader(self) -> Loader:
         trainer = self.trainer
@@ -265,7 +266,7 @@ class Feed(pl.LightningDataModule):
             self.start,
             self.data.block,
         )
-        return Loader(
+        self.loader = Loader(
             self.data.train,
             batch_sampler=stream,
             collate_fn=_whole,  # pyright: ignore[reportArgumentType]
@@ -274,6 +275,7 @@ class Feed(pl.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=begin,
         )
+        return self.loader
 
 
 def _whole(batch: Batch) -> Batch:

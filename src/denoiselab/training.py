@@ -264,16 +264,20 @@ class Job:
         made = self.make_trainer(callbacks, loggers)
         # Written before other ranks start, which read it.
         command = ["train", "--job", str(self._written())] if self.world > 1 and self.rank_zero else []
+        feed = Feed(parts.data, config["seed"], self.step)
         try:
             with ranks.training(made, command):
-                feed = Feed(parts.data, config["seed"], self.step)
                 made.fit(module, datamodule=feed, ckpt_path=resume, weights_only=True)
         except Exception as error:
+            if feed.loader is not None and (died := feed.loader.met_elsewhere(error)):
+                raise died from None
             if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 reason = " ".join(str(error).split())[:200]
                 raise UserError(f"trainer.compile=true: {reason}; trainer.compile=false trains all the same") from error
             raise
         finally:
+            if feed.loader is not None:
+                feed.loader.end()
             if self.rank_zero:
                 _tell_skipped(parts.data, path)
             self.step = max(self.step, made.global_step)

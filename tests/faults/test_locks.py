@@ -55,9 +55,9 @@ def test_of_many_starts_at_once_one_works(racing: int, tmp_path: Path, faults: F
             time.sleep(0.02)
         (winner,) = (one for one in starts if one.process.is_alive())
         assert [one.process.exitcode for one in starts if one is not winner] == [75] * (racing - 1)
-        said = [line for line in winner.said.splitlines() if "works on this run" in line]
-        assert len(said) == racing - 1
-        assert all(f"process {winner.pid} on {socket.gethostname()}" in line for line in said)
+        # Counted, as lines that are written at once may share one.
+        assert winner.said.count(" works on this run") == racing - 1
+        assert winner.said.count(f"process {winner.pid} on {socket.gethostname()} works on this run") == racing - 1
         winner.when(lambda: [*folder.glob("outputs/runs/*/checkpoints/last.ckpt")])
         (run,) = (file.parent for file in folder.glob("outputs/runs/*/identity.json"))
         winner.tell(signal.SIGTERM)

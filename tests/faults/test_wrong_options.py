@@ -172,7 +172,7 @@ def test_a_number_out_of_its_range_is_refused_when_its_object_is_made(group: str
 
 
 WITHOUT_OBJECTS = {
-    "trainer.devices=fast": "trainer.devices=fast: need a number >= 1",
+    "trainer.devices=fast": "trainer.devices=fast: need a whole number or auto or a list of whole numbers",
     "trainer.devices=0": "trainer.devices=0: need a number >= 1",
     "trainer.nodes=0": "trainer.nodes=0: need at least 1",
     "trainer.threads=0": "trainer.threads=0: need at least 1",

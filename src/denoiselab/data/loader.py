@@ -36,34 +36,45 @@ class LoaderDied(RuntimeError):
 class Loader(DataLoader):
     """A ``DataLoader`` that ends with ``LoaderDied`` when one of its processes is killed.
 
-    PyTorch notices within seconds, as a RuntimeError out of a signal handler or as a broken connection, whichever
-    comes first. What a process raises itself arrives as it is.
+    PyTorch notices within seconds: as a RuntimeError out of a signal handler, wherever the main thread is, or as a
+    broken connection, whichever comes first. What a process raises itself arrives as it is.
     """
 
+    batches: Any = None
+    """PyTorch's iterator."""
+
     def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        batches = super().__iter__()
+        self.batches = super().__iter__()
         while True:
             try:
-                batch = next(batches)
+                batch = next(self.batches)
             except StopIteration:
                 return
             except Exception as error:
                 line = None
                 if isinstance(error, RuntimeError | OSError | EOFError):
-                    line = _death(getattr(batches, "_workers", []))
-                self._stop(batches)
+                    line = _death(getattr(self.batches, "_workers", []))
+                self.end()
                 if line is None:
                     raise
                 raise LoaderDied(line) from None
             yield batch
 
-    def _stop(self, batches: Any) -> None:
+    def met_elsewhere(self, error: BaseException) -> LoaderDied | None:
+        """What an error means that the signal handler raised while something else was done than loading."""
+        ours = isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
+        line = _death(getattr(self.batches, "_workers", [])) if ours else None
+        return LoaderDied(line) if line else None
+
+    def end(self) -> None:
         """End the processes now: left to the collector of garbage, each takes five seconds. PyTorch's own way waits for
         ever where one was killed that held the lock of the event by which they are told to end."""
-        if self.num_workers:
+        batches, self.batches = self.batches, None
+        if self.num_workers and batches is not None:
             batches._shutdown = True
-            signal_handling._remove_worker_pids(id(batches))  # whose deaths are no errors from here
-            batches._worker_pids_set = False
+            if batches._worker_pids_set:
+                signal_handling._remove_worker_pids(id(batches))  # whose deaths are no errors from here
+                batches._worker_pids_set = False
             if hasattr(batches, "_pin_memory_thread"):
                 batches._pin_memory_thread_done_event.set()
             for worker in batches._workers:
