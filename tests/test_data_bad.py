@@ -15,6 +15,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from torch.utils.data._utils import signal_handling
 
 import denoiselab.data.images as split
 from data_files import images, picture, write_folder, write_labels
@@ -333,8 +334,10 @@ def test_a_killed_loader_process_ends_the_run_at_once(samples, faults):
 
 
 @pytest.mark.faults
-def test_a_loader_process_that_is_killed_while_something_else_is_done_is_named_too(faults):
-    """PyTorch's signal handler raises wherever the main thread is."""
+def test_a_loader_process_that_is_killed_while_something_else_is_done_is_named_too(faults, monkeypatch):
+    """PyTorch's signal handler raises wherever the main thread is. PyTorch sets it once in a process; Lightning takes
+    away, when a run ends, what was set in it."""
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
     samples = on_disk(Listed(set()))
     loader = Loader(samples, batch_sampler=Stream(len(samples), 16, seed=0), collate_fn=same, num_workers=2)
     next(iter(loader))

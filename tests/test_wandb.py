@@ -320,24 +320,24 @@ def test_no_secret_is_logged(tmp_path: Path, monkeypatch):
     for name, value in CANARIES.items():
         monkeypatch.setenv(name, value)
     (tmp_path / "own" / "callbacks").mkdir(parents=True)
-    (tmp_path / "own" / "quiet.py").write_text(
+    (tmp_path / "own" / "private.py").write_text(
         "import lightning.pytorch as pl\n"
-        "class Quiet(pl.Callback):\n"
+        "class Private(pl.Callback):\n"
         "    def __init__(self, place, where, token, password): assert place == 'canary4-mine' in where\n"
     )
-    (tmp_path / "own" / "callbacks" / "quiet.yaml").write_text(
-        "quiet:\n  _target_: quiet.Quiet\n  place: ${oc.env:MY_SECRET}\n"
-        "  where: https://me:${oc.env:MY_URL}@host/${callbacks.quiet.place}\n"
+    (tmp_path / "own" / "callbacks" / "private.yaml").write_text(
+        "private:\n  _target_: private.Private\n  place: ${oc.env:MY_SECRET}\n"
+        "  where: https://me:${oc.env:MY_URL}@host/${callbacks.private.place}\n"
         "  token: ${oc.env:MY_TOKEN}\n  password: ''\n"
     )
     monkeypatch.syspath_prepend(tmp_path / "own")
-    options = ("callbacks=quiet", "logger=[wandb,tensorboard]", "callbacks.quiet.password='${oc.env:MY_PASSWORD}'")
+    options = ("callbacks=private", "logger=[wandb,tensorboard]", "callbacks.private.password='${oc.env:MY_PASSWORD}'")
     folder = trained(tmp_path, *options, config_dir=tmp_path / "own")
-    own = one(folder).config["callbacks"]["quiet"]
+    own = one(folder).config["callbacks"]["private"]
     assert own["place"] == "${oc.env:MY_SECRET}"
-    assert own["where"] == "https://host/${callbacks.quiet.place}"
+    assert own["where"] == "https://host/${callbacks.private.place}"
     assert own["token"] == "${oc.env:MY_TOKEN}"
-    assert "callbacks.quiet.password=(kept back)" in one(folder).config["overrides"]
+    assert "callbacks.private.password=(kept back)" in one(folder).config["overrides"]
     files = [path for place in ("wandb", "tensorboard") for path in (folder / place).rglob("*") if path.is_file()]
     assert len(files) > 5
     assert not [path for path in files if b"canary" in path.read_bytes()]

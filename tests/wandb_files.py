@@ -48,11 +48,11 @@ class Logged:
 
 def logged(folder: Path) -> Logged:
     """A run's folder, wandb/offline-run-TIME-ID, once wandb's service has written its end."""
-    (file,) = folder.glob("*.wandb")
     until = time.monotonic() + 60
-    while not any(record.WhichOneof("record_type") == "exit" for record in records(file)):
-        assert time.monotonic() < until, f"{file} has no end"
+    while not any(one.WhichOneof("record_type") == "exit" for path in folder.glob("*.wandb") for one in records(path)):
+        assert time.monotonic() < until, f"{folder} has no end"
         time.sleep(0.05)
+    (file,) = folder.glob("*.wandb")
     found = Logged(folder)
     for record in records(file):
         kind = record.WhichOneof("record_type")
@@ -97,7 +97,7 @@ def records(file: Path) -> Iterator[Record]:
     """LevelDB's log format behind a header of seven bytes: blocks of 32 KiB; a record is whole (1) or in parts, first
     (2), middle (3) and last (4)."""
     data, place, parts = file.read_bytes(), 7, b""
-    assert data[:4] == b":W&B"
+    assert data[:4] in (b":W&B", b"")  # it is begun in the background
     while place + HEAD.size <= len(data):
         if (left := BLOCK - place % BLOCK) < HEAD.size:
             place += left
