@@ -29,7 +29,7 @@ LAYERS = {
     "pictures diagnostics scripted lint": MEASURING,
     "preference": MEASURING | {"jinja2", "markupsafe"},
     "report": {"jinja2", "markupsafe", "pandas", "numpy", "scipy", "matplotlib", "PIL", "yaml", "optuna"},
-    "module sharding callbacks loggers ranks resuming trainer training initial": TRAINING,
+    "module sharding callbacks loggers ranks resuming trainer training announcing initial": TRAINING,
     "evaluation inspection content drawing encoding fitting measuring outline run run_folder": TRAINING,
     "compose values experiment checks study cli": CONFIGURING,
     "launcher": {"torch", "submitit", "ray"},

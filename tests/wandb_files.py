@@ -104,6 +104,8 @@ def records(file: Path) -> Iterator[Record]:
             continue
         _, size, kind = HEAD.unpack_from(data, place)
         place += HEAD.size
+        if place + size > len(data):  # it is being written
+            return
         parts = (parts if kind in (3, 4) else b"") + data[place : place + size]
         place += size
         if kind in (1, 4):

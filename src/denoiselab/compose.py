@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,12 @@ class Composed:
     choices: dict[str, str]
     overrides: list[str]
     config_dir: Path | None
+
+    @property
+    def command(self) -> str:
+        """That makes the run that this describes, alone, for a shell."""
+        words = [*(["--config-dir", str(self.config_dir)] if self.config_dir else []), *self.overrides]
+        return shlex.join(["denoiselab", "train", *words])
 
 
 def conf_dir() -> Path:

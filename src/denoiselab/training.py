@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,11 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from denoiselab import checkpoint, lint, trainer
+from denoiselab.announcing import announce, list_skipped
 from denoiselab.callbacks import Checkpoints, EarlyStopping, Inspection, ProgressBar, RankWatch, TrainingMetrics
-from denoiselab.checks import check, check_used, without_weights
+from denoiselab.checks import check, check_used
 from denoiselab.compose import JOBS, Composed, read_yaml, to_yaml, write_job
 from denoiselab.content import by_content
-from denoiselab.data.base import Data
 from denoiselab.denoiser import Denoiser
 from denoiselab.diagnostics import Diagnostic, Subject
 from denoiselab.errors import CheckpointError, UserError, one_line
@@ -36,7 +35,6 @@ from denoiselab.ranks import Ranks
 from denoiselab.rng import mix
 from denoiselab.run import Run, devices_of, find_checkpoint
 from denoiselab.run_folder import RunFolder, digest, slug
-from denoiselab.summary import summarise
 from denoiselab.version import CHECKPOINT_VERSION
 
 OF_COMMAND = ("launcher", "sweeper", "sweep", "study", "rerun")
@@ -100,6 +98,10 @@ class Job:
     @property
     def overrides(self) -> list[str]:
         return self.composed.overrides
+
+    @property
+    def command(self) -> str:
+        return self.composed.command
 
     @property
     def rerun(self) -> bool:
@@ -260,7 +262,7 @@ class Job:
             saving,
         ]
         if self.rank_zero:
-            self._announce(module, parts)
+            announce(self.folder, self.composed, self.config, parts, module, self.step)
         made = self.make_trainer(callbacks, loggers)
         # Written before other ranks start, which read it.
         command = ["train", "--job", str(self._written())] if self.world > 1 and self.rank_zero else []
@@ -279,7 +281,7 @@ class Job:
             if feed.loader is not None:
                 feed.loader.end()
             if self.rank_zero:
-                _tell_skipped(parts.data, path)
+                list_skipped(parts.data, path)
             self.step = max(self.step, made.global_step)
             if torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
@@ -312,13 +314,6 @@ class Job:
             return []
         return [EarlyStopping(parts.data.held_out, saving, options["patience"], options["every"])]
 
-    @property
-    def command(self) -> str:
-        """That makes this run alone, for a shell."""
-        folder = self.composed.config_dir
-        words = [*(["--config-dir", str(folder)] if folder else []), *self.composed.overrides]
-        return shlex.join(["denoiselab", "train", *words])
-
     def _newest(self) -> Path | None:
         """The checkpoint to go on from, and ``step``; its content is not kept, which is four times the network."""
         found = checkpoint.newest(self.folder.path / "checkpoints", warn=lambda line: say(f"warning: {line}"))
@@ -345,44 +340,6 @@ class Job:
             self.loggers += [JsonLines(path, self.step), *(parts.make(name, node, **shared) for name, node in nodes)]
         return self.loggers
 
-    def _announce(self, module: Diffusion, parts: Parts) -> None:
-        """Say what is about to run, and write it down."""
-        parameters = sum(p.numel() for p in module.denoiser.parameters())
-        facts = {
-            "command": self.command,
-            "choices": self.composed.choices,
-            "overrides": self.composed.overrides,
-            "parameters": parameters,
-            "loss": module.loss.formula,
-            "weight": parts.weighting.formula if module.denoiser.generates else None,
-            "multiply_adds": self._multiply_adds(parts),
-            "sizes": {"train": len(parts.data.train), "held_out": len(parts.data.held_out)},
-            "matmul_precision": self.config["trainer"]["matmul_precision"],
-            "threads": torch.get_num_threads(),
-        }
-        before = self.folder.revision()
-        self.folder.describe(to_yaml(self.composed), facts)
-        if self.step and before != (now := self.folder.revision()):
-            say(f"note: this run was begun with git revision {before} and goes on with {now}")
-        self.folder.status("running", self.step, self.config["trainer"]["max_steps"])
-        say(f"{self.folder.path}")
-        say(
-            f"{parameters:,} parameters; {len(parts.data.train):,} training samples in batches of "
-            f"{parts.data.batch_size}; loss {module.loss.formula}"
-        )
-        steps = self.config["trainer"]["max_steps"]
-        say(f"continuing at step {self.step} of {steps}" if self.step else f"training for {steps} steps")
-
-    def _multiply_adds(self, parts: Parts) -> int | None:
-        """Of one sample's forward pass, for the report's axis of training; None where it cannot be counted."""
-        own = Parts(self.config, parts.interface)  # whose embedding may leave the device
-        shapes = (parts.shape, parts.num_classes, parts.vector, parts.low_res)
-        try:
-            net = without_weights(own).to("meta")
-            return summarise(net, *shapes, precision=self.config["trainer"]["precision"]).multiply_adds
-        except (RuntimeError, NotImplementedError):
-            return None
-
     def _evaluate(self) -> None:
         """Measure the run as the command asks, unless that was done before."""
         config = self.config
@@ -396,10 +353,3 @@ class Job:
         trained = bool(self.loggers)
         made = evaluate(run, parts, rerun=False, choices=self.composed.choices)
         evaluated(self._loggers(parts), made, new=trained or made not in before)
-
-
-def _tell_skipped(data: Data, folder: Path) -> None:
-    """List the bad samples that another was taken for."""
-    if skipped := getattr(data.train, "skipped", []):
-        write_text(folder / "bad_samples.jsonl", "".join(f"{json.dumps(row)}\n" for row in skipped))
-        say(f"{len(skipped)} bad samples were passed over: {folder / 'bad_samples.jsonl'}")

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import wandb
 from test_signals import the_run
 
 from denoiselab.rows import rows
 from ledger import Faults
 from runs import POINTS, differences, last
 from traps import At, Note, Signal
+from wandb_files import newest
 from warm import Warm
 
 pytestmark = pytest.mark.faults
@@ -134,3 +136,20 @@ def test_wandb_is_away_and_nothing_is_lost(death: str, whole: Path, tmp_path: Pa
         assert again.wait() == 0, again.said
     faults.injected("process", len(acts) or 1)
     same(whole, run, faults)
+
+
+@pytest.mark.parametrize("address", ["of another process", "3-1-unix-/nowhere", "of no kind"])
+def test_a_service_that_another_process_started_is_left(address: str, tmp_path: Path, monkeypatch, faults: Faults):
+    """wandb hands its address on in the environment; it writes relative to its own folder and ends with its process."""
+    monkeypatch.setenv("WANDB_SERVICE", "")
+    other = wandb.init(mode="offline", dir=tmp_path, settings=wandb.Settings(silent=True))
+    inherited = os.environ["WANDB_SERVICE"] if address == "of another process" else address
+    command = Warm(tmp_path / "run", *OPTIONS, "logger=wandb", variables={"WANDB_SERVICE": inherited})
+    assert command.wait() == 0
+    assert "warning" not in command.said
+    other.finish()
+    wandb.teardown()
+    found = newest(the_run(tmp_path / "run"))
+    assert found.steps("train/loss") == [*range(1, 13)]
+    assert found.exit_code == 0
+    faults.injected("call")

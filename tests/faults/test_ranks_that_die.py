@@ -175,6 +175,21 @@ def checkpoint_before(run: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_is_frozen_is_not_waited_for_as_long_as_one_may_hang(
+    rank: int, lab: Path, tmp_path: Path, faults
+):
+    options, hit = faulty(tmp_path / "run", lab, "stop", rank)
+    command = Warm(tmp_path / "run", *options, "trainer.hang_seconds=300")
+    status, seconds = ended(command, hit)
+    assert status != 0
+    assert seconds < SECONDS
+    assert SAID["stop", rank] in command.said
+    assert "s without a sign of life" in command.said
+    faults.injected("process")
+
+
+@pytest.mark.slow
 def test_ranks_that_wait_for_one_that_is_busy_are_left_alone(lab: Path, whole: Path, tmp_path: Path, faults):
     """A first step, an evaluation and a checkpoint that each take longer than a rank may hang."""
     options = ("--config-dir", str(lab), "callbacks=slow", f"callbacks.slow.seconds={2 * HANG}")

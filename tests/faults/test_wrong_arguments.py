@@ -53,7 +53,8 @@ MODULES = (
 
 ELSEWHERE = {
     "bench": "measures for minutes, and is handed what it measures",
-    "callbacks loggers module trainer training sharding speed ranks": "are handed Lightning's and each other's objects",
+    "announcing callbacks loggers module trainer training": "are handed Lightning's and each other's objects",
+    "sharding speed ranks": "are handed networks and processes",
     "cli experiment checks values trust confidential lint": "take lines and configurations: test_wrong_options",
     "dashboard report preference status": "read folders of runs, in tests of what they show of damaged ones",
     "checkpoint archive fitting resuming files content": "read files, in tests of damaged ones",

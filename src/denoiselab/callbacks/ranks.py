@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import statistics
@@ -23,8 +24,12 @@ import torch
 from denoiselab.module import Clock
 from denoiselab.ranks import GRACE, Ranks
 
-LOOKS, MOST = 10, 5.0
+LOOKS, MOST = 10, 2.5
 """At what others wrote, within the time in which they must get further; and most seconds between two."""
+
+SILENT = 15.0
+"""Seconds without a sign of life from a process of this machine, after which it is frozen: a thread gives one every
+``MOST``, whatever is computed. What another machine wrote may come late."""
 
 WITHOUT_END = timedelta(days=365)
 """Of collectives: while rank 0 evaluates, the others wait in one, however long that takes."""
@@ -56,7 +61,8 @@ class RankWatch(pl.Callback):
 
     Each rank writes RUN/.ranks/RANK.json on a thread, and reads those of the others: a file, since every rank has the
     run's directory, while a store or a socket would hang with the rank that keeps it. The first step may take as long
-    as it wants, since networks are compiled in it; and nobody counts the time in which a rank evaluates or saves.
+    as it wants, since networks are compiled in it; and nobody counts the time in which a rank evaluates or saves. A
+    process of the same machine that is frozen, and so does not even write, is not waited for so long.
 
     Args:
         folder: the run directory.
@@ -89,6 +95,9 @@ class RankWatch(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.over.set()
+        if self.heard:
+            self.me.busy = True  # with what follows; nothing is heard of it any more
+            self._write()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         self.over.set()  # nobody gets further from here, and who ends by itself takes its time
@@ -117,9 +126,10 @@ class RankWatch(pl.Callback):
             further = self.me.busy or self.me.marks != marks
             marks = self.me.marks
             self._write()
-            if self._read(now) or further or not self.took:
+            further |= self._read(now)
+            if further or not self.took:
                 since = now
-            elif now - since > self.limit:
+            if self.took and (now - since > self.limit or self._frozen(now)):
                 self._end(now - since)
                 return
 
@@ -145,9 +155,20 @@ class RankWatch(pl.Callback):
                 self.others[rank] = seen
         return further
 
+    def _frozen(self, now: float) -> bool:
+        """Whether a process of this machine stopped in the middle of training."""
+        silent = (self.others.get(rank) for rank in self._silent(now, SILENT))
+        frozen = (seen is not None and seen.host == self.me.host and not seen.busy for seen in silent)
+        return self.seconds < math.inf and any(frozen)
+
+    def _silent(self, now: float, seconds: float) -> list[int]:
+        """Which ranks have given no sign of life for so long."""
+        return [rank for rank, heard in self.heard.items() if now - heard > seconds]
+
     def _end(self, seconds: float) -> None:
         now, me = time.monotonic(), self.ranks.rank
-        silent = [rank for rank, heard in self.heard.items() if now - heard > self.seconds / 2]
+        silent = self._silent(now, min(self.seconds / 2, SILENT))
+        seconds = max([seconds, *(now - self.heard[rank] for rank in silent)])
         found = silent or self._behind()
         places = {**self.others, me: self.me}
         names = f"rank{'s' if len(found) > 1 else ''} {', '.join(map(str, found))}"

@@ -75,7 +75,7 @@ class Wandb(Dashboard, WandbLogger):
     ):
         super().__init__(
             name=name,
-            save_dir=str(save_dir),
+            save_dir=str(save_dir.resolve()),  # its service may stand in another folder
             id=id,
             project=project,
             **{
@@ -107,6 +107,7 @@ class Wandb(Dashboard, WandbLogger):
         return self._experiment
 
     def _open(self) -> None:
+        _leave_service()
         mode = self._mode()
         try:
             run = self._start(mode)
@@ -238,6 +239,12 @@ def _table(columns: dict[str, list[Any]]) -> Any:
 
     rows: list[Any] = [list(row) for row in zip(*columns.values(), strict=True)]
     return wandb.Table(columns=[*columns], data=rows, allow_mixed_types=True)
+
+
+def _leave_service() -> None:
+    """One that another process started, and whose address is inherited, may be on another machine or end sooner."""
+    if f"-{os.getpid()}-" not in os.environ.get("WANDB_SERVICE", ""):
+        os.environ.pop("WANDB_SERVICE", None)
 
 
 def _end_service() -> None:
