@@ -323,8 +323,13 @@ class DeadlyWithLock(Listed):
 
 
 @pytest.mark.faults
+@pytest.mark.parametrize("handled", [True, False])
 @pytest.mark.parametrize("samples", [Deadly, DeadlyWithLock])
-def test_a_killed_loader_process_ends_the_run_at_once(samples, faults):
+def test_a_killed_loader_process_ends_the_run_at_once(samples, handled: bool, faults, monkeypatch):
+    """Whether PyTorch is told by a signal, or finds out when it looks. It sets its handler once in a process, and
+    Lightning takes it away when a run ends."""
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", not handled)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     before = time.perf_counter()
     with pytest.raises(LoaderDied, match=r"^data: loader process \d+, one of 2, was killed by SIGKILL; memory may"):
         seen(on_disk(samples(set())), 2)
@@ -335,8 +340,7 @@ def test_a_killed_loader_process_ends_the_run_at_once(samples, faults):
 
 @pytest.mark.faults
 def test_a_loader_process_that_is_killed_while_something_else_is_done_is_named_too(faults, monkeypatch):
-    """PyTorch's signal handler raises wherever the main thread is. PyTorch sets it once in a process; Lightning takes
-    away, when a run ends, what was set in it."""
+    """PyTorch's signal handler raises wherever the main thread is."""
     monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
     samples = on_disk(Listed(set()))
     loader = Loader(samples, batch_sampler=Stream(len(samples), 16, seed=0), collate_fn=same, num_workers=2)

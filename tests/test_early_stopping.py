@@ -13,6 +13,7 @@ from denoiselab.experiment import identity, resolve
 from denoiselab.training import Job
 from healthy import POINTS, trained
 from runs import differences, last
+from warm import Warm
 
 WORSE = ("data.n=300", "data.batch_size=64", "model.width=16", "model.depth=1", "optimizer.lr=0.1", "ema.decay=0.5")
 """A network of few samples with large steps, which does not go on getting better."""
@@ -93,16 +94,16 @@ def test_a_wrong_value_is_refused(line: str, need: str):
         Job(compose("train", [*POINTS, line]))
 
 
-def test_two_ranks_measure_the_loss_of_one_and_stop_together(command, tmp_path: Path):
+def test_two_ranks_measure_the_loss_of_one_and_stop_together(tmp_path: Path):
     """At a learning rate of zero the weights are those of the seed, whatever the number of ranks; an odd number of
     held-out samples."""
     options = [*POINTS, *WORSE, "data.n=335", "optimizer.lr=0", "early_stopping.patience=1", "early_stopping.every=2"]
     found = {}
     for name, devices in (("one", []), ("two", ["trainer=ddp_cpu", "trainer.threads=1"])):
-        done = command("train", *options, *devices, f"output_dir={name}")
-        assert done.returncode == 0, done.stderr
-        (run,) = (tmp_path / name / "points").glob("[!.]*")
-        found[name] = [row["early_stopping/loss"] for row in rows(run)]
-        assert last(run)["global_step"] == 4
+        made = Warm(tmp_path / name, "train", *options, *devices)
+        assert made.wait() == 0, made.said
+        (run,) = tmp_path.glob(f"{name}/outputs/points/*/identity.json")
+        found[name] = [row["early_stopping/loss"] for row in rows(run.parent)]
+        assert last(run.parent)["global_step"] == 4
     assert found["one"] == pytest.approx(found["two"], rel=1e-6)
     assert len(found["one"]) == 2

@@ -1,10 +1,5 @@
 """FSDP2 on two processes of a CPU: the same numbers as without, and the ordinary checkpoint."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +7,7 @@ import torch
 
 import denoiselab
 from denoiselab import checkpoint
+from warm import Warm
 
 OPTIONS = ["data=digits", "data.batch_size=16", "model=dit_digits", "model.depth=2", "model.width=32", "model.heads=2"]
 OPTIONS += ["metrics=none", "callbacks=none", "trainer.threads=1", "trainer.gradient_clip=0.05"]
@@ -19,16 +15,16 @@ OPTIONS += ["trainer.checkpoint_every=2", "evaluation.n=4", "sampler.steps=2"]
 TWO = ["trainer.accelerator=cpu", "trainer.devices=2"]
 
 
-def command(output: Path, *options: str) -> list[str]:
-    overrides = [*OPTIONS, f"output_dir={output}", *options]
-    return [sys.executable, "-m", "denoiselab", "train", *overrides]
+def begin(output: Path, *options: str) -> Warm:
+    return Warm(output, "train", *OPTIONS, f"output_dir={output}", *options)
 
 
 def train(output: Path, *options: str) -> Path:
     """The directory of a finished run."""
-    done = subprocess.run(command(output, *options), capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return Path(done.stdout.split()[-1])
+    made = begin(output, *options)
+    assert made.wait(240) == 0, made.said[-2000:]
+    (run,) = output.glob("*/*/identity.json")
+    return run.parent
 
 
 def state(run: Path) -> dict[str, torch.Tensor]:
@@ -42,15 +38,9 @@ def runs(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("sharding")
     found = {"ddp": train(folder / "ddp", *TWO, "trainer.strategy=ddp", "trainer.max_steps=6")}
     sharded = ["trainer=fsdp", *TWO, "trainer.max_steps=6"]
-    process = subprocess.Popen(
-        command(folder / "fsdp", *sharded), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    deadline = time.monotonic() + 120
-    while not list((folder / "fsdp").rglob("last.ckpt.sha256")) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    first = begin(folder / "fsdp", *sharded)
+    first.when(lambda: [*(folder / "fsdp").rglob("last.ckpt.sha256")], 120)
+    first.end()
     (saved,) = (folder / "fsdp").rglob("last.ckpt")
     found["killed_at"] = checkpoint.load(saved)["global_step"]
     found["fsdp"] = train(folder / "fsdp", *sharded)

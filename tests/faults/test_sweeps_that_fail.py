@@ -44,7 +44,7 @@ class Failing(pl.Callback):
             hit.touch()
             self.ACTS[module.seed]()
 """
-MINUTES = 2.0
+MINUTES = 1.0
 """That a job may take."""
 
 

@@ -33,6 +33,25 @@ class LoaderDied(RuntimeError):
     status = 1
 
 
+class Ending:
+    """The event by which processes are told to end, as the one that tells them sees it: asking needs no lock, which a
+    process that was killed may hold for ever. PyTorch asks when it has found one dead.
+
+    Args:
+        event: that the others see.
+    """
+
+    def __init__(self, event: Any):
+        self.event, self.told = event, False
+
+    def is_set(self) -> bool:
+        return self.told
+
+    def set(self) -> None:
+        self.told = True
+        self.event.set()
+
+
 class Loader(DataLoader):
     """A ``DataLoader`` that ends with ``LoaderDied`` when one of its processes is killed.
 
@@ -45,6 +64,8 @@ class Loader(DataLoader):
 
     def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         self.batches = super().__iter__()
+        if self.num_workers:
+            self.batches._workers_done_event = Ending(self.batches._workers_done_event)
         while True:
             try:
                 batch = next(self.batches)
