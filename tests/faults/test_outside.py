@@ -139,9 +139,9 @@ def test_wandb_is_away_and_nothing_is_lost(death: str, whole: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("address", ["of another process", "3-1-unix-/nowhere", "of no kind"])
-def test_a_service_that_another_process_started_is_left(address: str, tmp_path: Path, monkeypatch, faults: Faults):
+def test_a_service_that_another_process_started_is_left(address: str, tmp_path: Path, faults: Faults):
     """wandb hands its address on in the environment; it writes relative to its own folder and ends with its process."""
-    monkeypatch.setenv("WANDB_SERVICE", "")
+    wandb.teardown()
     other = wandb.init(mode="offline", dir=tmp_path, settings=wandb.Settings(silent=True))
     inherited = os.environ["WANDB_SERVICE"] if address == "of another process" else address
     command = Warm(tmp_path / "run", *OPTIONS, "logger=wandb", variables={"WANDB_SERVICE": inherited})
